@@ -1,0 +1,26 @@
+"""The sentence for a name that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["unknown_name"]
+
+_MOST_LISTED = 16
+
+
+def unknown_name(kind: str, given: object, known: Iterable[str]) -> ValueError:
+    """A ValueError that says what was given and which valid name is nearest.
+
+    Example:
+        >>> unknown_name("norm", "bacth", ["batch", "group"])
+        ValueError("unknown norm 'bacth': did you mean 'batch'? Known: batch, group")
+    """
+    names = sorted(known)
+    nearest = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    listed = ", ".join(names[:_MOST_LISTED]) + (
+        f" and {len(names) - _MOST_LISTED} more" if names[_MOST_LISTED:] else ""
+    )
+    return ValueError(f"unknown {kind} {given!r}: {hint}Known: {listed or 'none'}")

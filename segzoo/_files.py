@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["write_whole"]
+
+
+@contextlib.contextmanager
+def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open ``path`` for binary writing; the file takes its place only when the block ends without an exception.
+
+    Until then the bytes are in a hidden ``.part`` file beside it, which an exception removes; an older file at
+    ``path`` stays as it was. Symbolic links are followed. What is no regular file (a pipe, ``/dev/null``) is written
+    to directly.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.bin"
+        >>> with write_whole(path) as file:
+        ...     _ = file.write(b"all of it")
+        >>> path.read_bytes()
+        b'all of it'
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:  # a folder raises IsADirectoryError here, which is the right sentence
+            yield file
+        return
+    part = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

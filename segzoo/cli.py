@@ -1,0 +1,366 @@
+"""The command line: each command is one call of the library, and every error one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segzoo.inference.predictor import Predictor
+
+# torch takes more than a second to import, so that --help and a wrong argument do without it.
+
+__all__ = ["main", "run"]
+
+_DONE, _SOME_FAILED, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        self.exit(_BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="segzoo", description="Image segmentation: cut-outs, masks, and the models that make them.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    cutout = commands.add_parser(
+        "cutout",
+        help="cut the foreground out of pictures",
+        description="Cut the foreground out of a picture, or of every picture in a folder. Works offline: the default "
+        "model's weights are part of the package.",
+        epilog="examples:\n  segzoo cutout photo.jpg out.png\n  segzoo cutout photo.jpg out.jpg --background white\n"
+        "  segzoo cutout holiday/ holiday-cut/\n  cat photo.jpg | segzoo cutout - - > out.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_picture_arguments(cutout)
+    cutout.add_argument(
+        "--background", metavar="COLOUR", help="put a colour behind (white, '#20a0ff') instead of transparency"
+    )
+    cutout.add_argument("--hard", action="store_true", help="a hard rim instead of a soft one")
+    cutout.set_defaults(run=_cutout)
+
+    predict = commands.add_parser(
+        "predict",
+        help="write masks of pictures",
+        description="Write the mask of a picture, or of every picture in a folder.",
+        epilog="examples:\n  segzoo predict photo.jpg mask.png\n  segzoo predict photo.jpg tinted.jpg --kind overlay",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_picture_arguments(predict)
+    predict.add_argument(
+        "--kind",
+        choices=["mask", "probability", "overlay"],
+        default="mask",
+        help="mask: 0 or 255 (a palette of class indices where there are several); probability: grey 0 to 255; "
+        "overlay: the picture, tinted (default: %(default)s)",
+    )
+    predict.set_defaults(run=_predict)
+
+    listing = commands.add_parser(
+        "list", help="list the models", description="List the models and their published weights."
+    )
+    listing.add_argument("pattern", nargs="?", default="*", help="such as 'u2net*'")
+    listing.add_argument("--task", help="only those for this task: salient, semantic or instance")
+    listing.add_argument("--pretrained", action="store_true", help="only those with published weights")
+    listing.set_defaults(run=_list)
+
+    info = commands.add_parser(
+        "info",
+        help="show what is known of a model or of weights",
+        description="Show what is known of a model (u2net_lite) or of published weights (u2net_lite.duts): licence, "
+        "source, training data, preprocessing, figures.",
+    )
+    info.add_argument("name", metavar="NAME", help="u2net_lite, or u2net_lite.duts")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", metavar="IN", nargs="+", help="a picture, several, a folder, or - for standard input")
+    parser.add_argument(
+        "output",
+        metavar="OUT",
+        help="a file, whose ending names the format; a folder for several; or - for standard output (PNG)",
+    )
+    parser.add_argument(
+        "--model", default="u2net_lite.duts", metavar="NAME", help="see segzoo list (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="of the computation; the narrow ones change results a little (default: %(default)s, which is fp32)",
+    )
+    parser.add_argument(
+        "--min-max", action="store_true", help="stretch each prediction to 0…1, as U²-Net's evaluation does"
+    )
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="open pictures of up to N pixels that you trust")
+    folder = parser.add_argument_group("several pictures")
+    folder.add_argument("--recursive", action="store_true", help="follow folders in the folder")
+    folder.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="pictures at once (default: %(default)s)"
+    )
+    folder.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="threads to read and write (default: %(default)s)"
+    )
+    folder.add_argument("--suffix", default=".png", help="ending of the results (default: %(default)s)")
+    folder.add_argument("--quiet", action="store_true", help="no progress bar, no report")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 some pictures failed, 2 bad input."""
+    parser = _build_parser()
+    args = parser.parse_args(arguments)
+    if args.version:
+        from segzoo import __version__
+
+        print(f"segzoo {__version__}")
+        return _DONE
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return _BAD_INPUT
+    try:
+        code: int = args.run(args)
+        return code
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        return _complain(error)
+
+
+def run() -> None:
+    """The console script: :func:`main` with the manners of a Unix program about Ctrl-C and closed pipes."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except BrokenPipeError:  # the reader has gone: nothing more to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _SOME_FAILED
+    sys.exit(code)
+
+
+def _complain(error: Exception) -> int:
+    print(f"segzoo: error: {_sentence(error)}", file=sys.stderr)
+    return _BAD_INPUT
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _cutout(args: argparse.Namespace) -> int:
+    return _pictures(args, "cutout", background=args.background, hard=args.hard)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    return _pictures(args, args.kind)
+
+
+def _pictures(args: argparse.Namespace, kind: Any, **options: Any) -> int:
+    """One picture to one file, or several to a folder; what can be checked without the model is checked first."""
+    several = len(args.inputs) > 1 or Path(args.inputs[0]).is_dir()
+    source: str | IO[bytes] = args.inputs[0]
+    target: str | IO[bytes] = args.output
+    if "-" in args.inputs and several:
+        raise ValueError("- (standard input) is one picture and goes alone")
+    if args.output == "-":
+        if several:
+            raise ValueError("several pictures go to a folder, not to standard output")
+        if sys.stdout.isatty():
+            raise ValueError("standard output is a terminal: send the picture on, as in … - > out.png")
+        target = sys.stdout.buffer
+    elif several and Path(args.output).exists() and not Path(args.output).is_dir():
+        raise ValueError(f"{args.output} is a file; several pictures go to a folder")
+    elif not several:
+        target = _target_file(args)
+    if not several and source == "-":
+        source = io.BytesIO(sys.stdin.buffer.read())  # a picture needs seeking, a pipe has none
+        source.name = "standard input"
+        if not source.getbuffer().nbytes:
+            raise ValueError("standard input is empty, expected a picture")
+    elif not several and not Path(args.inputs[0]).exists():
+        raise FileNotFoundError(f"there is no picture {args.inputs[0]}")
+    if options.get("background"):
+        from segzoo.inference.colours import parse_colour
+
+        parse_colour(options["background"])
+
+    predictor = _predictor(args)
+    if not several:
+        prediction = predictor(source)
+        prediction.save(target, kind, **options)
+        return _DONE
+    return _folder(args, predictor, kind, options)
+
+
+def _target_file(args: argparse.Namespace) -> str:
+    """The file that one picture becomes, refused now if it cannot be written."""
+    from segzoo.inference.picture import check_output
+
+    path = Path(args.output)
+    if path.is_dir():
+        name = "stdin" if args.inputs[0] == "-" else Path(args.inputs[0]).stem
+        path = path / f"{name}{args.suffix}"
+    check_output(path, "RGBA" if args.command == "cutout" and not args.background else "RGB")
+    if args.inputs[0] != "-" and path.exists() and Path(args.inputs[0]).exists() and path.samefile(args.inputs[0]):
+        raise ValueError(f"{path} is the picture itself: choose another output")
+    return str(path)
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+    from PIL import Image
+
+    import segzoo
+
+    if args.max_pixels is not None:
+        if args.max_pixels < 1:
+            raise ValueError(f"--max-pixels must be at least 1, got {args.max_pixels}")
+        Image.MAX_IMAGE_PIXELS = max(args.max_pixels // 2, 1)  # Pillow refuses above twice this number
+    # Pillow warns of large pictures and of damaged metadata; what cannot be read is an error anyway.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    return segzoo.Predictor(
+        args.model, device=args.device, precision=args.precision, batch_size=args.batch_size, min_max=args.min_max
+    )
+
+
+def _folder(args: argparse.Namespace, predictor: Predictor, kind: Any, options: dict[str, Any]) -> int:
+    from segzoo.inference import predict_folder
+
+    report = predict_folder(
+        predictor,
+        args.inputs if len(args.inputs) > 1 else args.inputs[0],
+        args.output,
+        kind,
+        suffix=args.suffix,
+        recursive=args.recursive,
+        workers=args.workers,
+        progress=not args.quiet,
+        **options,
+    )
+    for error in report.failed.values():
+        print(f"segzoo: skipped: {_sentence(error)}", file=sys.stderr)
+    if not args.quiet:
+        failed = f", {len(report.failed)} failed" if report.failed else ""
+        print(f"{len(report.written)} written to {args.output}{failed}", file=sys.stderr)
+    return _SOME_FAILED if report.failed else _DONE
+
+
+def _list(args: argparse.Namespace) -> int:
+    import segzoo
+    from segzoo.registry import task_of
+
+    names = segzoo.list_models(args.pattern, task=args.task, pretrained=True if args.pretrained else None)
+    if not names:
+        raise ValueError(f"no model matches {args.pattern!r}; segzoo list shows all")
+    rows = [("MODEL", "TASK", "PARAMETERS", "WEIGHTS")]
+    for name in names:
+        weights = ", ".join(segzoo.list_weights(name)) or "-"
+        rows.append((name, task_of(name), f"{_parameters(name):,}", weights))
+    print(_table(rows))
+    return _DONE
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _parameters(name: str) -> int:
+    import torch
+
+    import segzoo
+
+    with torch.device("meta"):
+        model = segzoo.create_model(name, weights=None)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _info(args: argparse.Namespace) -> int:
+    import segzoo
+    from segzoo.registry import find_factory, task_of
+
+    if "." in args.name:
+        records = [segzoo.get_weights(args.name)]
+    elif find_factory(args.name) is None:
+        from segzoo._errors import unknown_name
+
+        raise unknown_name("model", args.name, [*segzoo.list_models(), *segzoo.list_weights()])
+    else:
+        records = [segzoo.get_weights(name) for name in segzoo.list_weights(args.name)]
+    if args.json:
+        shown = [_as_data(record) for record in records]
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        return _DONE
+    if "." not in args.name:
+        about = (find_factory(args.name).__doc__ or "").strip().splitlines()[0]
+        print(
+            _table(
+                [
+                    ("model", args.name),
+                    ("about", about),
+                    ("task", task_of(args.name)),
+                    ("parameters", f"{_parameters(args.name):,}"),
+                ]
+            )
+        )
+    for record in records:
+        print("" if "." in args.name else "\n", end="")
+        print(_table(_record_rows(record)))
+    return _DONE
+
+
+def _as_data(record: Any) -> dict[str, Any]:
+    tables = ("metrics", "published_metrics")
+    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name not in tables}
+    values["preprocessing"] = dataclasses.asdict(record.preprocessing)
+    values["sources"] = [dataclasses.asdict(source) for source in record.sources]
+    return values | {name: {k: dict(v) for k, v in getattr(record, name).items()} for name in tables}
+
+
+def _record_rows(record: Any) -> list[tuple[str, str]]:
+    p = record.preprocessing
+    scale = "its own maximum" if p.scale == "max" else "255"
+    size = f"resized to {p.size[0]}×{p.size[1]} ({p.interpolation}), " if p.size else ""
+    rows = [
+        ("weights", record.name),
+        ("licence", record.license),
+        ("source", record.source),
+        ("trained on", record.training_data),
+        ("paper", record.paper),
+        ("classes", ", ".join(record.classes)),
+        ("input", f"{record.in_channels} channels, {size}divided by {scale}, mean {p.mean}, std {p.std}"),
+        ("threshold", f"{record.threshold:g}"),
+        ("precision", f"{', '.join(record.precision_ok)} checked"),
+    ]
+    if record.calibration != "":
+        rows.append(("norms", f"folded by the publisher; statistics {_calibrated(record.calibration)}"))
+    for origin, tables in (("measured here", record.metrics), ("published", record.published_metrics)):
+        for data_set, values in tables.items():
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            rows.append((data_set, f"{figures} ({origin})"))
+    rows.append(("protocol", record.protocol))
+    for source in record.sources:
+        rows.append(("file", f"{source.kind}: {source.location}"))
+        rows.append(("", f"sha256 {source.sha256}"))
+    return rows
+
+
+def _calibrated(calibration: str | None) -> str:
+    return f"measured again on {calibration}" if calibration else "not measured again: calibrate before training"

@@ -1,0 +1,18 @@
+"""From a model to masks: the Predictor and what it is made of."""
+
+from segzoo.inference.folder import FolderReport, predict_folder
+from segzoo.inference.optimize import optimize_for_inference
+from segzoo.inference.picture import Picture, read_picture
+from segzoo.inference.predictor import Prediction, Predictor
+from segzoo.inference.preprocess import preprocess
+
+__all__ = [
+    "FolderReport",
+    "Picture",
+    "Prediction",
+    "Predictor",
+    "optimize_for_inference",
+    "predict_folder",
+    "preprocess",
+    "read_picture",
+]

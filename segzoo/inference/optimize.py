@@ -1,0 +1,78 @@
+"""The same function, faster."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from segzoo.layers import BatchNorm, ConvNormAct, FrozenBatchNorm, SyncBatchNorm
+from segzoo.models.base import SegmentationModel
+
+__all__ = ["fold_norms", "optimize_for_inference"]
+
+
+@torch.no_grad()
+def fold_norms(model: nn.Module) -> int:
+    """Fold every batch norm of a :class:`ConvNormAct` into its convolution, in place; eval output stays the same.
+
+    Other norms depend on the picture and stay.
+
+    Args:
+        model: Any module; it can no longer be trained as before.
+
+    Returns:
+        How many were folded.
+
+    Source: γ·(Wx − μ)/√(σ² + ε) + β = (γ/√(σ² + ε)·W)x + (β − γμ/√(σ² + ε)), computed in float64.
+
+    Example:
+        >>> fold_norms(ConvNormAct(3, 8).eval())
+        1
+    """
+    folded = 0
+    for block in model.modules():
+        if not isinstance(block, ConvNormAct):
+            continue
+        conv, norm = block.conv, block.bn
+        if not isinstance(norm, (BatchNorm, SyncBatchNorm, FrozenBatchNorm)) or norm.running_mean is None:
+            continue
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight.double(),
+            None if conv.bias is None else conv.bias.double(),
+            norm.running_mean.double(),
+            norm.running_var.double(),
+            norm.eps,
+            norm.weight.double(),
+            norm.bias.double(),
+        )
+        conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
+        conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
+        block.bn = nn.Identity()
+        folded += 1
+    return folded
+
+
+def optimize_for_inference(
+    model: SegmentationModel, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> SegmentationModel:
+    """A copy of the model for prediction alone: eval mode, norms folded, channels-last, no gradients.
+
+    Norms are folded in float32 before anything becomes narrower: unfolded ones lose accuracy in bfloat16.
+
+    Args:
+        model: It stays as it is.
+        device: Where the copy goes.
+        dtype: Of its parameters, and so of its computation.
+
+    Example:
+        >>> from segzoo import u2net_lite
+        >>> optimize_for_inference(u2net_lite()).training
+        False
+    """
+    optimized: SegmentationModel = copy.deepcopy(model).eval().requires_grad_(False)
+    fold_norms(optimized)
+    return optimized.to(device=torch.device(device), dtype=dtype).to(memory_format=torch.channels_last)

@@ -1,0 +1,305 @@
+"""Pictures in any form to pixels a model can take, and back to files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from segzoo._errors import unknown_name
+from segzoo._files import write_whole
+
+__all__ = ["Picture", "PictureLike", "image_format", "read_picture", "save_image"]
+
+PictureLike: TypeAlias = "str | os.PathLike[str] | IO[bytes] | Image.Image | NDArray[np.generic] | Tensor"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Pixels, upright, 8 bit.
+
+    Args:
+        pixels: uint8 ``[H, W, C]``: C = 3 for pictures, or the bands that a model with other channels takes.
+        alpha: uint8 ``[H, W]``, 255 opaque, where the picture has transparency; else None.
+        icc_profile: The colour profile that the pixels are in, or None.
+    """
+
+    pixels: NDArray[np.uint8]
+    alpha: NDArray[np.uint8] | None = None
+    icc_profile: bytes | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def over_white(self) -> NDArray[np.uint8]:
+        """The pixels as they look on a white page: what is transparent must not show through to a model."""
+        if self.alpha is None:
+            return self.pixels
+        alpha = self.alpha[:, :, None].astype(np.uint16)
+        blended = (self.pixels * alpha + 255 * (255 - alpha) + 127) // 255
+        return blended.astype(np.uint8)
+
+    def rgb(self) -> Image.Image:
+        """The pixels as an RGB image (the first three bands, or grey)."""
+        bands = self.pixels if self.pixels.shape[2] >= 3 else self.pixels[:, :, [0, 0, 0]]
+        return Image.fromarray(np.ascontiguousarray(bands[:, :, :3]))
+
+
+def read_picture(source: PictureLike, *, in_channels: int = 3) -> Picture:
+    """A picture in any usual form.
+
+    Args:
+        source: A path or an open binary file of any format that Pillow reads; a PIL image of any mode (grey, palette,
+            CMYK, 16 bit, with transparency; EXIF rotation is applied); an array ``[H, W]``, ``[H, W, 1]``,
+            ``[H, W, 3]`` (RGB) or ``[H, W, 4]`` (RGBA); a tensor ``[H, W]`` or ``[C, H, W]`` likewise. Arrays and
+            tensors are uint8, uint16 (scaled down), bool, or floating point in 0…1.
+        in_channels: Of the model. With 1, colours become grey; with another number than 1 and 3, only arrays and
+            tensors of so many bands do.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no picture, broken, too large for Pillow's limit, or of another shape or range.
+        TypeError: If it is none of the above forms.
+
+    Example:
+        >>> read_picture(np.zeros((30, 40), np.uint8)).pixels.shape
+        (30, 40, 3)
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(source, f"{os.fspath(source)}", in_channels)
+    if isinstance(source, Image.Image):
+        return _decode(source, "the PIL image", in_channels)
+    if isinstance(source, Tensor):
+        return _from_tensor(source, in_channels)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, in_channels)
+    if hasattr(source, "read"):
+        return _from_file(source, getattr(source, "name", "the stream"), in_channels)
+    raise TypeError(
+        f"a picture is a path, an open file, a PIL image, an array or a tensor; got {type(source).__name__}"
+    )
+
+
+def _from_file(source: str | os.PathLike[str] | IO[bytes], name: object, in_channels: int) -> Picture:
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"{name} is a folder, expected a picture")
+        if not path.exists():
+            raise FileNotFoundError(f"there is no picture {name}")
+    with _one_sentence(name), Image.open(source) as image:
+        return _decode(image, name, in_channels)
+
+
+def _decode(image: Image.Image, name: object, in_channels: int) -> Picture:
+    if in_channels not in (1, 3):
+        shapes = f"an array [H, W, {in_channels}] or a tensor [{in_channels}, H, W]"
+        raise ValueError(f"{name}: this model takes {in_channels} bands; pass {shapes}")
+    with _one_sentence(name):
+        image.load()
+        return _from_image(_upright(image), in_channels)
+
+
+@contextlib.contextmanager
+def _one_sentence(name: object) -> Iterator[None]:
+    """Whatever Pillow's openers and decoders raise on bad bytes, as one ValueError that names the picture."""
+    try:
+        yield
+    except (MemoryError, _BadPicture):
+        raise
+    except UnidentifiedImageError:
+        raise _BadPicture(f"{name} is not a picture in a format that Pillow reads") from None
+    except Image.DecompressionBombError as error:
+        raise _BadPicture(
+            f"{name} is too large to open unasked ({_reason(error)}); "
+            "raise PIL.Image.MAX_IMAGE_PIXELS for pictures you trust"
+        ) from None
+    except PermissionError:
+        raise _BadPicture(f"{name} cannot be read: permission denied") from None
+    except Exception as error:
+        raise _BadPicture(f"{name} is broken or cannot be decoded ({_reason(error)})") from error
+
+
+class _BadPicture(ValueError):
+    """A ValueError that has its sentence already."""
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return image
+
+
+def _from_image(image: Image.Image, in_channels: int) -> Picture:
+    profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"))
+        if alpha.min() == 255:
+            alpha = None
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        pixels = _to_8_bit(np.asarray(image))
+        pixels = pixels[:, :, None] if in_channels == 1 else np.repeat(pixels[:, :, None], 3, 2)
+    else:
+        pixels = np.array(_to_rgb(image))
+        if in_channels == 1:
+            pixels = np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
+    return Picture(pixels, alpha, profile)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if image.mode == "CMYK" and profile:
+        # Without its profile CMYK has no defined colours; with a broken one Pillow's plain formula has to do.
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return converted if converted is not None else image.convert("RGB")
+        except ImageCms.PyCMSError:
+            pass
+    return image.convert("RGB")
+
+
+def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """uint8 as it is, bool to 0/255, 16 bit / 257, floating point in 0…1 × 255, rounded."""
+    if values.dtype == np.uint8:
+        return values  # type: ignore[return-value]
+    if values.dtype == np.bool_:
+        return np.where(values, 255, 0).astype(np.uint8)
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if values.dtype.kind in "ui":
+        if low < 0 or high > 65535:
+            raise ValueError(f"integer pixels are 8 or 16 bit, 0 to 65535; got {low:g} to {high:g}")
+        if values.dtype.itemsize == 1:
+            raise ValueError(f"8-bit pixels are uint8, got {values.dtype}")
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.dtype.kind != "f":
+        raise ValueError(f"pixels are uint8, uint16, bool or floating point in 0…1, got {values.dtype}")
+    if not (low >= 0 and high <= 1):  # also refuses NaN
+        raise ValueError(f"floating point pixels lie in 0…1, got {low:g} to {high:g}: divide by 255, or pass uint8")
+    return (values.astype(np.float32) * 255 + 0.5).astype(np.uint8)
+
+
+def _from_tensor(tensor: Tensor, in_channels: int) -> Picture:
+    if tensor.ndim not in (2, 3):
+        raise ValueError(
+            f"a picture is a tensor [H, W] or [C, H, W], got {list(tensor.shape)}; several pictures go in as a list"
+        )
+    values = tensor.detach().cpu()
+    if values.is_floating_point():
+        values = values.float()  # numpy has no bfloat16
+    values = values if values.ndim == 2 else values.permute(1, 2, 0)
+    return _from_array(values.numpy(), in_channels, hint=f"tensor [C, H, W], got {list(tensor.shape)}")
+
+
+def _from_array(array: NDArray[np.generic], in_channels: int, hint: str | None = None) -> Picture:
+    bands = array[:, :, None] if array.ndim == 2 else array
+    hint = hint or f"array [H, W, C], got {list(array.shape)}"
+    if bands.ndim != 3 or 0 in bands.shape:
+        raise ValueError(f"a picture is an {hint}; several pictures go in as a list")
+    count = bands.shape[2]
+    if count != in_channels and not (in_channels in (1, 3) and count in (1, 3, 4)):
+        expected = "1, 3 or 4 channels" if in_channels in (1, 3) else f"{in_channels} channels"
+        raise ValueError(f"a picture for this model has {expected}: {hint}")
+    pixels = _to_8_bit(bands)
+    if count == in_channels:
+        return Picture(pixels)
+    return _from_image(Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if count == 1 else pixels)), in_channels)
+
+
+def image_format(path: str | os.PathLike[str]) -> str:
+    """The format that a file's ending names, as Pillow calls it.
+
+    Raises:
+        ValueError: For an ending that Pillow cannot write.
+
+    Example:
+        >>> image_format("a/b.jpeg")
+        'JPEG'
+    """
+    suffix = Path(path).suffix.lower()
+    known = {end: name for end, name in Image.registered_extensions().items() if name in Image.SAVE}
+    if suffix not in known:
+        common = [end for end in (".png", ".jpg", ".webp", ".tif") if end in known]
+        if not suffix:
+            raise ValueError(f"{path} has no ending that names a picture format, such as {', '.join(common)}")
+        raise unknown_name("picture format", suffix, common)
+    return known[suffix]
+
+
+def save_image(
+    image: Image.Image, path: str | os.PathLike[str] | IO[bytes], *, icc_profile: bytes | None = None
+) -> None:
+    """Write an image, whole or not at all, in the format its ending names (PNG to an open file).
+
+    Args:
+        image: With transparency only for formats that have it.
+        path: Where to.
+        icc_profile: Embedded where the format can carry it.
+
+    Raises:
+        ValueError: If the format is unknown or has no transparency.
+        OSError: If the file cannot be written.
+    """
+    kind = _format_for(image.mode, path) if isinstance(path, (str, os.PathLike)) else "PNG"
+    options: dict[str, Any] = {"icc_profile": icc_profile} if icc_profile else {}
+    if kind == "JPEG":
+        options |= {"quality": 95, "subsampling": 0}
+    encoded = io.BytesIO()
+    image.save(encoded, kind, **options)
+    if isinstance(path, (str, os.PathLike)):
+        with write_whole(path) as file:
+            file.write(encoded.getbuffer())
+    else:
+        path.write(encoded.getbuffer())
+
+
+def check_output(path: str | os.PathLike[str], mode: str) -> None:
+    """Raise now what :func:`save_image` would raise after the work: of an image of that mode, at that path.
+
+    Args:
+        path: Of the file to be.
+        mode: As PIL names it: ``"RGBA"``, ``"RGB"``, ``"L"``.
+
+    Raises:
+        ValueError: If the format is unknown or has no transparency.
+        OSError: If the folder is not there, or a file in it cannot be written.
+    """
+    _format_for(mode, path)
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected a file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: permission denied")
+
+
+def _format_for(mode: str, path: str | os.PathLike[str]) -> str:
+    kind = image_format(path)
+    if mode == "RGBA" and kind not in ("PNG", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "TGA", "ICO", "DDS", "SGI"):
+        raise ValueError(f"{kind} has no transparency: write .png or .webp, or give a background colour")
+    return kind
+
+
+def picture_suffixes() -> set[str]:
+    """Endings, in lower case, of the files that Pillow reads."""
+    return {end for end, name in Image.registered_extensions().items() if name in Image.OPEN}

@@ -1,0 +1,38 @@
+"""From a picture to the tensor its model was trained on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segzoo.inference.picture import Picture
+from segzoo.ops import resize
+from segzoo.weights.catalog import Preprocessing
+
+__all__ = ["preprocess"]
+
+
+def preprocess(picture: Picture, preprocessing: Preprocessing) -> Tensor:
+    """A picture as a model takes it.
+
+    Args:
+        picture: From :func:`segzoo.inference.read_picture`; transparent parts are seen on white.
+        preprocessing: The resize rule, the scale, mean and std; as many channels as the picture has.
+
+    Returns:
+        float32 ``[C, H, W]``, at ``preprocessing.size`` or the picture's own.
+
+    Example:
+        >>> from segzoo.inference import read_picture
+        >>> preprocess(read_picture(np.zeros((30, 40, 3), np.uint8)), Preprocessing()).shape
+        torch.Size([3, 320, 320])
+    """
+    pixels = picture.over_white()
+    if not pixels.flags.writeable:
+        pixels = pixels.copy()  # torch cannot promise not to write
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    x = resize(x, preprocessing.size or picture.size, preprocessing.interpolation)[0]
+    scale = max(int(x.max()), 1) if preprocessing.scale == "max" else 255
+    mean = torch.tensor(preprocessing.mean).reshape(-1, 1, 1)
+    std = torch.tensor(preprocessing.std).reshape(-1, 1, 1)
+    return (x.float() / scale - mean) / std

@@ -1,0 +1,160 @@
+"""What every model here has in common: the forward contract, predict(), and how weights come in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from segzoo._errors import unknown_name
+from segzoo.layers.norm import Norm
+from segzoo.weights.adapt import adapt_state_dict
+from segzoo.weights.catalog import Preprocessing, Weights, get_weights, list_weights
+from segzoo.weights.convert import SUFFIXES, StateDict, read_state_dict
+from segzoo.weights.fetch import fetch
+
+__all__ = ["SegmentationModel"]
+
+
+class SegmentationModel(nn.Module):
+    """A network from pictures to one map of logits a class.
+
+    ``model(x)`` takes a normalised float tensor ``[N, in_channels, H, W]``, any H, W ≥ 1, and returns logits
+    ``[N, num_classes, H, W]`` in eval mode. In train mode a model with side outputs returns a list of such tensors, the
+    main output first. One class is one channel.
+
+    Args:
+        num_classes: Output channels.
+        in_channels: Input channels.
+        multilabel: Whether classes may overlap: probabilities are then a sigmoid each, not a softmax.
+
+    Attributes:
+        weights: The record of the checkpoint that was loaded, or None.
+        preprocessing: What a picture goes through before; assign another where yours was trained otherwise.
+        threshold: Of the foreground's probability, for masks of one class.
+        classes: Names of the classes, or None.
+    """
+
+    heads: ClassVar[tuple[str, ...]]  # prefixes of the keys whose shapes depend on num_classes
+    stem: ClassVar[str]  # key of the first convolution's weight
+    default_num_classes: ClassVar[int]
+    default_preprocessing: ClassVar[Preprocessing] = Preprocessing()
+
+    def __init__(self, num_classes: int, in_channels: int, *, multilabel: bool = False) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.multilabel = multilabel
+        self.weights: Weights | None = None
+        self.preprocessing = self.default_preprocessing.for_channels(in_channels)
+        self.threshold = 0.5
+        self.classes: tuple[str, ...] | None = None
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError or TypeError unless ``x`` is a float tensor ``[N, in_channels, H, W]``."""
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"the model takes a tensor [N, {self.in_channels}, H, W], got {type(x).__name__}; "
+                "segzoo.Predictor takes pictures"
+            )
+        if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0:
+            raise ValueError(f"the model takes [N, {self.in_channels}, H, W] with H, W ≥ 1, got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"the model takes normalised floating point values, got {x.dtype}")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits ``[N, C, H, W]`` to float32 probabilities: sigmoid for one class or ``multilabel``, softmax else."""
+        logits = logits.float()
+        return logits.sigmoid() if self.num_classes == 1 or self.multilabel else logits.softmax(1)
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """Probabilities ``[N, C, H, W]`` in float32, without gradients; every module's mode stays as it was.
+
+        Args:
+            x: Normalised pictures ``[N, in_channels, H, W]``.
+
+        Example:
+            >>> from segzoo import u2net_lite
+            >>> u2net_lite().predict(torch.zeros(1, 3, 64, 48)).shape
+            torch.Size([1, 1, 64, 48])
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            return self.probabilities(self.eval()(x))
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+Model = TypeVar("Model", bound=SegmentationModel)
+
+
+def build_model(
+    cls: type[Model],
+    architecture: str,
+    weights: str | os.PathLike[str] | None,
+    *,
+    num_classes: int | None,
+    in_channels: int,
+    norm: Norm,
+    progress: bool,
+    **arguments: Any,
+) -> Model:
+    """What every factory ends in: the model, with the weights its user named, fitted to what the user changed.
+
+    Args:
+        cls: The model's class.
+        architecture: The factory's name.
+        weights: A tag of its own (``"duts"``), ``"architecture.tag"``, a path to a ``.safetensors``, ``.pth``, ``.pt``
+            or ``.onnx`` file, or None for random initialisation.
+        num_classes: None means the checkpoint's, or the architecture's default without one.
+        in_channels: Another number than the checkpoint's adapts the first convolution.
+        norm: Another norm than the checkpoint's keeps γ and β and warns.
+        progress: Whether a download shows a bar.
+        **arguments: The class's further arguments.
+
+    Raises:
+        ValueError: For unknown weights, or a checkpoint that does not fit.
+    """
+
+    def make(classes: int) -> Model:
+        return cls(num_classes=classes, in_channels=in_channels, **{"norm": norm, **arguments})
+
+    if weights is None:
+        return make(cls.default_num_classes if num_classes is None else num_classes)
+    record, state, origin = _load(architecture, weights, progress)
+    published = record.num_classes if record else _classes_in(state, cls)
+    model = make(published if num_classes is None else num_classes)
+    fitted = adapt_state_dict(state, model.state_dict(), heads=cls.heads, stem=cls.stem, origin=origin)
+    model.load_state_dict(fitted)
+    if record is not None:
+        model.weights = record
+        model.preprocessing = record.preprocessing.for_channels(in_channels)
+        model.threshold = record.threshold
+        model.classes = record.classes if model.num_classes == record.num_classes else None
+    return model
+
+
+def _load(architecture: str, weights: str | os.PathLike[str], progress: bool) -> tuple[Weights | None, StateDict, str]:
+    """The record, if there is one, the state dict in our keys, and what to call it in messages."""
+    text = os.fspath(weights)
+    tags = {get_weights(name).tag: name for name in list_weights(architecture)}
+    name = tags.get(text, text)
+    if name in tags.values():
+        return get_weights(name), read_state_dict(fetch(get_weights(name), progress=progress)), name
+    if not isinstance(weights, str) or len(Path(text).parts) > 1 or Path(text).suffix in SUFFIXES:
+        return None, read_state_dict(text), text
+    raise unknown_name(f"weights for {architecture}", text, [*tags, *tags.values()])
+
+
+def _classes_in(state: StateDict, cls: type[SegmentationModel]) -> int:
+    """The length of the last head's bias: the main output's number of classes."""
+    biases = [len(value) for key, value in state.items() if key.startswith(cls.heads) and key.endswith(".bias")]
+    return biases[-1] if biases else cls.default_num_classes

@@ -1,0 +1,125 @@
+"""Names to factories: register_model, create_model, list_models. Models are imported when they are asked for."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["create_model", "list_models", "register_model"]
+
+Task = Literal["salient", "semantic", "instance"]
+TASKS: tuple[Task, ...] = ("salient", "semantic", "instance")
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+_factories: dict[str, Callable[..., Any]] = {}
+_tasks: dict[str, Task] = {}
+
+
+def register_model(task: Task) -> Callable[[Factory], Factory]:
+    """Decorator that makes a factory known under its own name.
+
+    Args:
+        task: ``"salient"``, ``"semantic"`` or ``"instance"``.
+
+    Example:
+        >>> @register_model("salient")
+        ... def my_net(weights=None, *, num_classes=None, in_channels=3, norm="batch", progress=True): ...
+        >>> "my_net" in list_models()
+        True
+        >>> del _factories["my_net"], _tasks["my_net"]
+    """
+    if task not in TASKS:
+        raise _unknown("task", task, TASKS)
+
+    def register(factory: Factory) -> Factory:
+        _factories[factory.__name__] = factory
+        _tasks[factory.__name__] = task
+        return factory
+
+    return register
+
+
+def find_factory(name: str) -> Callable[..., Any] | None:
+    """The factory of that name, or None."""
+    _import_models()
+    return _factories.get(name)
+
+
+def task_of(name: str) -> Task:
+    """What a registered model is for."""
+    _import_models()
+    return _tasks[name]
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """A model by name: ``create_model("u2net_lite")`` is ``segzoo.u2net_lite()``, default weights and all.
+
+    Args:
+        name: A factory's name, or with the tag of its weights: ``"u2net_lite.duts"``.
+        **kwargs: The factory's arguments, as ``weights=None``, ``num_classes=2``, ``norm="group"``.
+
+    Raises:
+        ValueError: For an unknown name or tag, with the nearest one.
+        TypeError: If weights are given twice, or the factory has no such argument.
+
+    Example:
+        >>> create_model("u2net_lite.duts").num_classes
+        1
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a model's name is a str, got {type(name).__name__}")
+    architecture, _, tag = name.partition(".")
+    factory = find_factory(architecture)
+    if factory is None:
+        raise _unknown("model", architecture, _factories)
+    if tag:
+        if "weights" in kwargs:
+            raise TypeError(f"{name!r} names its weights already; got weights={kwargs['weights']!r} too")
+        kwargs["weights"] = tag
+    model: nn.Module = factory(**kwargs)
+    return model
+
+
+def list_models(pattern: str = "*", *, task: Task | None = None, pretrained: bool | None = None) -> list[str]:
+    """The names of all models that match, sorted.
+
+    Args:
+        pattern: With wildcards: ``"u2net*"``.
+        task: Only those for ``"salient"``, ``"semantic"`` or ``"instance"`` segmentation.
+        pretrained: True for those with published weights, False for those without.
+
+    Raises:
+        ValueError: For an unknown task.
+
+    Example:
+        >>> list_models("u2net*")
+        ['u2net_full', 'u2net_lite']
+    """
+    if task is not None and task not in TASKS:
+        raise _unknown("task", task, TASKS)
+    _import_models()
+    names = [name for name in _factories if fnmatch.fnmatchcase(name, pattern) and task in (None, _tasks[name])]
+    if pretrained is not None:
+        from segzoo.weights.catalog import list_weights
+
+        names = [name for name in names if bool(list_weights(name)) == pretrained]
+    return sorted(names)
+
+
+def _import_models() -> None:
+    package = importlib.import_module("segzoo.models")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"segzoo.models.{module.name}")
+
+
+def _unknown(kind: str, given: object, known: Any) -> ValueError:
+    from segzoo._errors import unknown_name
+
+    return unknown_name(kind, given, known)
