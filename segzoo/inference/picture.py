@@ -173,7 +173,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             return converted if converted is not None else image.convert("RGB")
-        except ImageCms.PyCMSError:
+        except (OSError, ImageCms.PyCMSError):
             pass
     return image.convert("RGB")
 
@@ -184,15 +184,15 @@ def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
         return values  # type: ignore[return-value]
     if values.dtype == np.bool_:
         return np.where(values, 255, 0).astype(np.uint8)
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if values.dtype.kind not in "uif":
+        raise ValueError(f"pixels are uint8, uint16, bool or floating point in 0…1, got {values.dtype}")
+    low, high = float(values.min()), float(values.max())
     if values.dtype.kind in "ui":
         if low < 0 or high > 65535:
             raise ValueError(f"integer pixels are 8 or 16 bit, 0 to 65535; got {low:g} to {high:g}")
         if values.dtype.itemsize == 1:
             raise ValueError(f"8-bit pixels are uint8, got {values.dtype}")
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if values.dtype.kind != "f":
-        raise ValueError(f"pixels are uint8, uint16, bool or floating point in 0…1, got {values.dtype}")
     if not (low >= 0 and high <= 1):  # also refuses NaN
         raise ValueError(f"floating point pixels lie in 0…1, got {low:g} to {high:g}: divide by 255, or pass uint8")
     return (values.astype(np.float32) * 255 + 0.5).astype(np.uint8)

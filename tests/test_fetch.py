@@ -1,0 +1,119 @@
+"""Getting weights: real downloads from a server on loopback, checked, cached, and whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+import segzoo
+from segzoo.weights import Source
+from segzoo.weights.fetch import fetch
+
+PAYLOAD = save({"a": torch.arange(1000.0)})
+SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    requests: list[str]
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)  # type: ignore[attr-defined]
+        if self.path.startswith("/missing"):
+            self.send_error(404)
+            return
+        body = PAYLOAD if "corrupt" not in self.path else PAYLOAD[:-1] + b"\xff"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:100] if "dropped" in self.path else body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("http_proxy", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "hub" / "segzoo"
+
+
+def record(server: ThreadingHTTPServer, *paths: str, sha256: str = SHA256) -> segzoo.Weights:
+    place = f"http://127.0.0.1:{server.server_address[1]}"
+    sources = tuple(Source("url", f"{place}/{path}", sha256) for path in paths)
+    return dataclasses.replace(segzoo.get_weights("u2net_full.duts"), sources=sources)
+
+
+def test_download_then_no_request(server, cache: Path) -> None:
+    wanted = record(server, "u2net.safetensors")
+    path = fetch(wanted, progress=False)
+    assert path.parent == cache and segzoo.weights.convert.read_state_dict(path)["a"].sum() == 499500
+    assert fetch(wanted, progress=False) == path
+    assert server.requests == ["/u2net.safetensors"]
+    assert list(cache.iterdir()) == [path]
+
+
+def test_the_next_source_is_tried(server, cache: Path) -> None:
+    path = fetch(record(server, "missing.onnx", "corrupt.safetensors", "good.safetensors"), progress=False)
+    assert path.is_file() and len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("missing.onnx", "404"),
+        ("corrupt.safetensors", "invalid hash value"),
+        ("dropped.safetensors", "invalid hash value|retrieval incomplete|IncompleteRead"),
+    ],
+)
+def test_failures_are_one_sentence_and_leave_nothing(server, cache: Path, path: str, words: str) -> None:
+    with pytest.raises(ConnectionError, match=words) as caught:
+        fetch(record(server, path), progress=False)
+    assert str(caught.value).startswith("could not get the weights u2net_full.duts: http://127.0.0.1")
+    assert "pass its path as weights=" in str(caught.value)
+    assert list(cache.rglob("*")) == []
+
+
+def test_a_server_that_is_gone(server, cache: Path) -> None:
+    wanted = record(server, "u2net.safetensors")
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ConnectionError, match="refused"):
+        fetch(wanted, progress=False)
+
+
+def test_bundled_weights_need_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert segzoo.u2net_lite().num_classes == 1
+
+
+def test_a_wrong_bundled_file_is_never_loaded(server, cache: Path) -> None:
+    bundled = Source("bundled", "u2net_lite.duts.safetensors", "0" * 64)
+    wanted = dataclasses.replace(segzoo.get_weights("u2net_lite.duts"), sources=(bundled,))
+    with pytest.raises(ConnectionError, match="sha256 is .*, expected 0000"):
+        fetch(wanted)
