@@ -1,6 +1,6 @@
 """The pictures of the documentation, made from the pictures in examples/images.
 
-    python docs/make_pictures.py
+python docs/make_pictures.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""The Predictor against the same module's plain eager forward: interleaved in one process, medians, paired ratios.
+
+    OMP_NUM_THREADS=2 python benchmarks/predictor_speed.py
+
+"forward" is one preprocessed picture at 320×320: ``model(x)`` of the module as the factory built it, in eval mode,
+against ``predictor.scores(x)``. "picture" is a JPEG file to a mask at its size: the plain module in the loop that a
+tutorial would write (Pillow, resize, normalise, forward under no_grad, sigmoid, resize) against
+``predictor(path).mask``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from _machine import machine
+from PIL import Image
+
+import segzoo
+
+PICTURE = Path(__file__).resolve().parent.parent / "examples/images/coffee.jpg"
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each candidate, one after the other, over and over; the first two rounds are not counted."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for i in range(repeats + 2):
+        for name, run in candidates.items():
+            started = time.perf_counter()
+            run()
+            if i >= 2:
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def tutorial_loop(model: torch.nn.Module, path: Path) -> np.ndarray:
+    """A mask of a picture as one would write it by hand."""
+    image = Image.open(path).convert("RGB")
+    x = np.asarray(image.resize((320, 320), Image.Resampling.BILINEAR)).astype(np.float32)
+    x = (x / x.max() - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        probabilities = torch.sigmoid(model(torch.from_numpy(x.transpose(2, 0, 1)[None].astype(np.float32))))
+    full = torch.nn.functional.interpolate(probabilities, (image.height, image.width), mode="bilinear")
+    return (full[0, 0] > 0.5).numpy()
+
+
+def compare(name: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Both comparisons of one model; the ratio is the median of the pairs' ratios."""
+    # Speed does not depend on the weights' values: a model whose file is not here is timed with random ones.
+    model = segzoo.create_model(name, **({} if name == "u2net_lite" else {"weights": None})).eval()
+    predictor = segzoo.Predictor(model, device="cpu")
+    x = torch.rand(1, 3, 320, 320)
+    forward = {"eager": lambda: model(x), "predictor": lambda: predictor.scores(x)}
+    picture = {"eager": lambda: tutorial_loop(model, PICTURE), "predictor": lambda: predictor(PICTURE).mask}
+    results = {}
+    for what, candidates in (("forward", forward), ("picture", picture)):
+        times = interleaved(candidates, repeats)
+        ratio = statistics.median(a / b for a, b in zip(times["eager"], times["predictor"]))
+        eager, ours = (1000 * statistics.median(times[k]) for k in ("eager", "predictor"))
+        results[f"{name} {what}"] = {"eager_ms": eager, "predictor_ms": ours, "ratio": ratio}
+        print(f"{name:12} {what:8} plain eager {eager:7.1f} ms, Predictor {ours:7.1f} ms: {ratio:.2f}×")
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["u2net_lite"])
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    results: dict[str, object] = {}
+    for name in args.models:
+        results |= compare(name, args.repeats)
+    print(machine())
+    if args.json:
+        args.json.write_text(json.dumps({**results, "machine": machine()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The package as a whole: what an import brings in, what is public, what the documents promise."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import segzoo
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_brings_nothing_heavy() -> None:
+    heavy = ["torch", "timm", "torchvision", "huggingface_hub", "numpy", "PIL", "safetensors"]
+    assert run(f"import sys, segzoo; print([m for m in {heavy} if m in sys.modules])") == "[]"
+
+
+def test_using_a_model_does_not_import_what_it_does_not_need() -> None:
+    heavy = ["timm", "torchvision", "huggingface_hub"]
+    assert run(f"import sys, segzoo; segzoo.u2net_lite(); print([m for m in {heavy} if m in sys.modules])") == "[]"
+
+
+def test_public_names_are_there_and_unknown_ones_are_not() -> None:
+    for name in segzoo.__all__:
+        assert getattr(segzoo, name) is not None
+    assert set(segzoo.__all__) <= set(dir(segzoo))
+    assert set(segzoo.list_models()) <= set(segzoo.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'u2net_tiny'"):
+        segzoo.u2net_tiny  # noqa: B018
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    tree = ast.parse((ROOT / "segzoo/__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == set(segzoo.__all__)
+
+
+def test_every_layer_knows_only_those_below() -> None:
+    """Imports go one way, as docs/design.md says."""
+    allowed = {
+        "_errors": set(),
+        "_files": set(),
+        "ops": {"_errors"},
+        "layers": {"_errors", "ops"},
+        "weights": {"_errors", "_files"},
+        "registry": {"_errors", "weights"},
+        "models": {"_errors", "ops", "layers", "weights", "registry"},
+        "inference": {"_errors", "_files", "ops", "layers", "weights", "registry", "models"},
+    }
+    offline_tools = {"segzoo/weights/calibrate.py"}  # its main() makes the bundled file with the whole library
+    for path in (ROOT / "segzoo").rglob("*.py"):
+        relative = path.relative_to(ROOT).as_posix()
+        part = path.relative_to(ROOT / "segzoo").parts[0].removesuffix(".py")
+        if part not in allowed or relative in offline_tools:
+            continue
+        imported = set(re.findall(r"^\s*(?:from|import) segzoo\.(\w+)", path.read_text(), re.MULTILINE))
+        assert imported - {part} <= allowed[part], relative
+
+
+def test_readme_commands_are_the_ones_ci_runs_and_its_links_lead_somewhere() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert 'pip install -e ".[test]" && pytest' in readme
+    assert "pip install . && segzoo cutout examples/images/coffee.jpg out.png" in readme
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if not link.startswith("http"):
+                assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_readme_python_runs() -> None:
+    """Every Python block of the README, in order, in the repository's folder."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    code = "import os, tempfile; here = os.getcwd()\n" + "\n".join(blocks)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_versions_agree() -> None:
+    assert f'version = "{segzoo.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {segzoo.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_notice_names_what_is_bundled() -> None:
+    notice = (ROOT / "NOTICE").read_text()
+    for path in [*(ROOT / "examples/images").iterdir(), *(ROOT / "segzoo/weights").glob("*.safetensors")]:
+        assert path.relative_to(ROOT).as_posix() in notice
+
+
+def test_pictures_of_the_data_sets_are_not_in_the_repository() -> None:
+    pictures = [p for p in ROOT.rglob("*.jpg") if ".git" not in p.parts and "venv" not in str(p)]
+    assert {p.relative_to(ROOT).as_posix() for p in pictures} == {
+        "docs/images/before_after.jpg",
+        "examples/images/astronaut.jpg",
+        "examples/images/coffee.jpg",
+    }
+
+
+def test_state_of_the_art_is_not_claimed_without_a_command() -> None:
+    """Every results file names the machine it was made on."""
+    for path in (ROOT / "benchmarks/results").glob("*.json"):
+        assert '"machine"' in path.read_text(), path.name
