@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segzoo import inference, layers, models, ops, weights
-    from segzoo.inference.predictor import Prediction, Predictor
+    from segzoo.inference.prediction import Prediction
+    from segzoo.inference.predictor import Predictor
     from segzoo.models.u2net import u2net_full, u2net_lite
     from segzoo.registry import create_model, list_models, register_model
     from segzoo.weights.catalog import Weights, get_weights, list_weights
@@ -21,7 +22,7 @@ __version__ = "0.1.0.dev0"
 
 _PACKAGES = ("inference", "layers", "models", "ops", "weights")
 _NAMES = {
-    "Prediction": "segzoo.inference.predictor",
+    "Prediction": "segzoo.inference.prediction",
     "Predictor": "segzoo.inference.predictor",
     "Weights": "segzoo.weights.catalog",
     "create_model": "segzoo.registry",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,11 +34,15 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with target.open("wb") as file:  # a folder raises IsADirectoryError here, which is the right sentence
             yield file
         return
-    part = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex[:12]}.part")
+    part = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with part.open("xb") as file:
             yield file
+        if target.exists():
+            part.chmod(stat.S_IMODE(target.stat().st_mode))
         part.replace(target)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(part):
+            error.filename, error.filename2 = str(path), None  # nobody asked for the .part
         raise

@@ -36,8 +36,8 @@ def _build_parser() -> argparse.ArgumentParser:
     cutout = commands.add_parser(
         "cutout",
         help="cut the foreground out of pictures",
-        description="Cut the foreground out of a picture, or of every picture in a folder. Works offline: the default "
-        "model's weights are part of the package.",
+        description="Cut the foreground out of a picture, or of every picture in a folder.\n"
+        "Works offline: the default model's weights are part of the package.",
         epilog="examples:\n  segzoo cutout photo.jpg out.png\n  segzoo cutout photo.jpg out.jpg --background white\n"
         "  segzoo cutout holiday/ holiday-cut/\n  cat photo.jpg | segzoo cutout - - > out.png",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -106,7 +106,12 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-max", action="store_true", help="stretch each prediction to 0…1, as U²-Net's evaluation does"
     )
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="open pictures of up to N pixels that you trust")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="open pictures of up to N pixels, if you trust them (default: what Pillow opens, about 179 million)",
+    )
     folder = parser.add_argument_group("several pictures")
     folder.add_argument("--recursive", action="store_true", help="follow folders in the folder")
     folder.add_argument(
@@ -116,7 +121,7 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=2, metavar="N", help="threads to read and write (default: %(default)s)"
     )
     folder.add_argument("--suffix", default=".png", help="ending of the results (default: %(default)s)")
-    folder.add_argument("--quiet", action="store_true", help="no progress bar, no report")
+    folder.add_argument("--quiet", action="store_true", help="no progress bar and no summary; failures are still named")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,15 +141,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         raise
-    except (OSError, ValueError, TypeError) as error:
-        return _complain(error)
+    except (OSError, ValueError, TypeError, RuntimeError, MemoryError, ImportError) as error:
+        print(f"segzoo: error: {_sentence(error)}", file=sys.stderr)
+        return _BAD_INPUT
 
 
 def run() -> None:
     """The console script: :func:`main` with the manners of a Unix program about Ctrl-C and closed pipes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without β or … shows a ?, not an error
     try:
         code = main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except BrokenPipeError:  # the reader has gone: nothing more to say, not even at exit
@@ -153,15 +163,13 @@ def run() -> None:
     sys.exit(code)
 
 
-def _complain(error: Exception) -> int:
-    print(f"segzoo: error: {_sentence(error)}", file=sys.stderr)
-    return _BAD_INPUT
-
-
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.replace("raise PIL.Image.MAX_IMAGE_PIXELS", "use --max-pixels")
 
 
 def _cutout(args: argparse.Namespace) -> int:
@@ -174,39 +182,44 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _pictures(args: argparse.Namespace, kind: Any, **options: Any) -> int:
     """One picture to one file, or several to a folder; what can be checked without the model is checked first."""
-    several = len(args.inputs) > 1 or Path(args.inputs[0]).is_dir()
-    source: str | IO[bytes] = args.inputs[0]
-    target: str | IO[bytes] = args.output
-    if "-" in args.inputs and several:
-        raise ValueError("- (standard input) is one picture and goes alone")
-    if args.output == "-":
-        if several:
-            raise ValueError("several pictures go to a folder, not to standard output")
-        if sys.stdout.isatty():
-            raise ValueError("standard output is a terminal: send the picture on, as in … - > out.png")
-        target = sys.stdout.buffer
-    elif several and Path(args.output).exists() and not Path(args.output).is_dir():
-        raise ValueError(f"{args.output} is a file; several pictures go to a folder")
-    elif not several:
-        target = _target_file(args)
-    if not several and source == "-":
-        source = io.BytesIO(sys.stdin.buffer.read())  # a picture needs seeking, a pipe has none
-        source.name = "standard input"
-        if not source.getbuffer().nbytes:
-            raise ValueError("standard input is empty, expected a picture")
-    elif not several and not Path(args.inputs[0]).exists():
-        raise FileNotFoundError(f"there is no picture {args.inputs[0]}")
+    if "" in (*args.inputs, args.output):
+        raise ValueError("a path is empty: IN and OUT are a picture, a folder or -")
     if options.get("background"):
         from segzoo.inference.colours import parse_colour
 
         parse_colour(options["background"])
+    if len(args.inputs) > 1 or Path(args.inputs[0]).is_dir():
+        if "-" in args.inputs:
+            raise ValueError("- (standard input) is one picture and goes alone")
+        if args.output == "-":
+            raise ValueError("several pictures go to a folder, not to standard output")
+        if Path(args.output).exists() and not Path(args.output).is_dir():
+            raise ValueError(f"{args.output} is a file; several pictures go to a folder")
+        return _folder(args, _predictor(args), kind, options)
+    if args.inputs[0] != "-" and not Path(args.inputs[0]).exists():
+        raise FileNotFoundError(f"there is no picture {args.inputs[0]}")
+    target = _standard_output() if args.output == "-" else _target_file(args)
+    source = _standard_input() if args.inputs[0] == "-" else args.inputs[0]
+    _predictor(args)(source).save(target, kind, **options)
+    return _DONE
 
-    predictor = _predictor(args)
-    if not several:
-        prediction = predictor(source)
-        prediction.save(target, kind, **options)
-        return _DONE
-    return _folder(args, predictor, kind, options)
+
+def _standard_input() -> IO[bytes]:
+    """What comes in through the pipe, whole: a picture needs seeking, and a pipe has none."""
+    content = sys.stdin.buffer.read() if sys.stdin is not None else b""
+    if not content:
+        raise ValueError("standard input is empty, expected a picture")
+    stream = io.BytesIO(content)
+    stream.name = "standard input"
+    return stream
+
+
+def _standard_output() -> IO[bytes]:
+    if sys.stdout is None:
+        raise ValueError("standard output is closed")
+    if sys.stdout.isatty():
+        raise ValueError("standard output is a terminal: send the picture on, as in … - > out.png")
+    return sys.stdout.buffer
 
 
 def _target_file(args: argparse.Namespace) -> str:
@@ -216,7 +229,7 @@ def _target_file(args: argparse.Namespace) -> str:
     path = Path(args.output)
     if path.is_dir():
         name = "stdin" if args.inputs[0] == "-" else Path(args.inputs[0]).stem
-        path = path / f"{name}{args.suffix}"
+        path /= f"{name}{args.suffix}"
     check_output(path, "RGBA" if args.command == "cutout" and not args.background else "RGB")
     if args.inputs[0] != "-" and path.exists() and Path(args.inputs[0]).exists() and path.samefile(args.inputs[0]):
         raise ValueError(f"{path} is the picture itself: choose another output")
@@ -231,7 +244,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     if args.max_pixels is not None:
         if args.max_pixels < 1:
             raise ValueError(f"--max-pixels must be at least 1, got {args.max_pixels}")
-        Image.MAX_IMAGE_PIXELS = max(args.max_pixels // 2, 1)  # Pillow refuses above twice this number
+        Image.MAX_IMAGE_PIXELS = -(-args.max_pixels // 2)  # Pillow refuses above twice this number
     # Pillow warns of large pictures and of damaged metadata; what cannot be read is an error anyway.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -254,8 +267,10 @@ def _folder(args: argparse.Namespace, predictor: Predictor, kind: Any, options: 
         progress=not args.quiet,
         **options,
     )
-    for error in report.failed.values():
-        print(f"segzoo: skipped: {_sentence(error)}", file=sys.stderr)
+    for source, error in report.failed.items():
+        sentence = _sentence(error)
+        named = sentence if str(source) in sentence else f"{source}: {sentence}"
+        print(f"segzoo: skipped: {named}", file=sys.stderr)
     if not args.quiet:
         failed = f", {len(report.failed)} failed" if report.failed else ""
         print(f"{len(report.written)} written to {args.output}{failed}", file=sys.stderr)

@@ -39,6 +39,8 @@ def register_model(task: Task) -> Callable[[Factory], Factory]:
         raise _unknown("task", task, TASKS)
 
     def register(factory: Factory) -> Factory:
+        if factory.__name__ in _factories:
+            raise ValueError(f"a model {factory.__name__!r} is registered already")
         _factories[factory.__name__] = factory
         _tasks[factory.__name__] = task
         return factory
@@ -75,11 +77,11 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if not isinstance(name, str):
         raise TypeError(f"a model's name is a str, got {type(name).__name__}")
-    architecture, _, tag = name.partition(".")
+    architecture, dot, tag = name.partition(".")
     factory = find_factory(architecture)
     if factory is None:
         raise _unknown("model", architecture, _factories)
-    if tag:
+    if dot:
         if "weights" in kwargs:
             raise TypeError(f"{name!r} names its weights already; got weights={kwargs['weights']!r} too")
         kwargs["weights"] = tag

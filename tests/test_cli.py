@@ -124,7 +124,11 @@ def test_bad_pictures(said, coffee: Path, tmp_path: Path, name: str) -> None:
         (["cutout", "{coffee}", "{tmp}/out.png", "--device", "cuda:9"], "'cuda:9' was asked for and is not there"),
         (["cutout", "{coffee}", "{tmp}/out.png", "--background", "withe"], "'withe': did you mean 'white'"),
         (["cutout", "{coffee}", "{tmp}/out.png", "--batch-size", "0"], "batch_size must be a positive int, got 0"),
-        (["cutout", "{coffee}", "{tmp}/out.png", "--max-pixels", "1000"], "is too large to open unasked"),
+        (["cutout", "{coffee}", "{tmp}/out.png", "--max-pixels", "1000"], "use --max-pixels for pictures you trust"),
+        (["cutout", "{coffee}", ""], "a path is empty"),
+        (["cutout", "{tmp}/no/", "{tmp}/out"], "there is no picture {tmp}/no/"),
+        (["cutout", "{coffee}", "{coffee}", "{tmp}/out", "--suffix", ".jpg"], "JPEG has no transparency"),
+        (["cutout", "{coffee}", "{tmp}/out.png", "--device", "meta"], "'meta' was asked for and is not there"),
         (["cutout", "{coffee}", "{tmp}/out.png", "--max-pixels", "0"], "--max-pixels must be at least 1"),
         (["cutout", "{tmp}", "{tmp}/out"], "there is no picture in the folder {tmp}"),
         (["cutout", "{tmp}", "-"], "several pictures go to a folder"),
@@ -174,6 +178,25 @@ def test_an_unreadable_picture_and_folder(said, coffee: Path, tmp_path: Path) ->
     folder.mkdir(mode=0)
     code, err = said("cutout", folder, tmp_path / "out")
     assert code == 2 and "cannot be read" in err
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_closed_streams(coffee: Path, tmp_path: Path, closed: str) -> None:
+    def run(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+        command = " ".join(["exec", sys.executable, "-m", "segzoo", *map(str, arguments), closed])
+        return subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, timeout=120)
+
+    done = run("cutout", coffee, tmp_path / "out.png")
+    assert (done.returncode, done.stderr) == (0, b"") and (tmp_path / "out.png").is_file()
+    done = run("cutout", "-" if "<" in closed else coffee, "-" if ">" in closed else tmp_path / "x.png")
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"standard " in done.stderr
+
+
+def test_a_terminal_without_the_letters(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    for arguments in (["--help"], ["cutout", "--help"], ["info", "u2net_lite"]):
+        done = segzoo_process(*arguments, env=environment)
+        assert done.returncode == 0 and done.stdout and done.stderr == b""
 
 
 def test_wrong_arguments_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,11 @@ def test_download_then_no_request(server, cache: Path) -> None:
     assert path.parent == cache and segzoo.weights.convert.read_state_dict(path)["a"].sum() == 499500
     assert fetch(wanted, progress=False) == path
     assert server.requests == ["/u2net.safetensors"]
-    assert list(cache.iterdir()) == [path]
+    assert sorted(cache.iterdir()) == sorted([path, path.with_suffix(".sha256")])
+
+    path.write_bytes(save({"a": torch.zeros(1000)}))  # somebody else's file under that name
+    assert fetch(wanted, progress=False) == path and len(server.requests) == 2
+    assert segzoo.weights.convert.read_state_dict(path)["a"].sum() == 499500
 
 
 def test_the_next_source_is_tried(server, cache: Path) -> None:

@@ -98,6 +98,17 @@ def test_sixteen_bits_are_scaled(kind: str) -> None:
     assert picture.pixels[0, :, 0].tolist() == [0, 1, 128, 255]
     assert picture.pixels.shape == (1, 4, 3)
     assert read_picture(values).pixels[0, :, 2].tolist() == [0, 1, 128, 255]
+    assert read_picture(Image.fromarray(values.astype(np.int32))).pixels[0, :, 2].tolist() == [0, 1, 128, 255]
+    assert read_picture(Image.fromarray(values), in_channels=1).pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+    floats = Image.fromarray((values / 65535).astype(np.float32))
+    assert read_picture(floats).pixels[0, :, 1].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bits_with_a_transparent_level() -> None:
+    values = np.array([[0, 257, 32896, 65535]], np.uint16)
+    picture = read_picture(bytes_of(Image.fromarray(values), "PNG", transparency=257))
+    assert picture.pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert picture.alpha is not None and picture.alpha.tolist() == [[255, 0, 255, 255]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -164,8 +175,12 @@ def test_bool_arrays_and_more_bands() -> None:
         (torch.zeros(1, 3, 4, 5), ValueError, r"tensor \[H, W\] or \[C, H, W\], got \[1, 3, 4, 5\]"),
         (np.full((2, 2), 200.0), ValueError, r"lie in 0…1, got 200 to 200: divide by 255, or pass uint8"),
         (np.full((2, 2), np.nan), ValueError, "lie in 0…1, got nan"),
-        (np.full((2, 2), -1), ValueError, "8 or 16 bit, 0 to 65535; got -1"),
-        (np.zeros((2, 2), np.int8), ValueError, "8-bit pixels are uint8, got int8"),
+        (np.zeros((2, 2), np.int64), ValueError, "pixels are uint8, uint16, bool .*, got int64"),
+        (torch.zeros(3, 2, 2).long(), ValueError, "got int64"),
+        (Image.fromarray(np.full((2, 2), 70000, np.int32)), ValueError, "grey of more than 16 bit: 70000 to 70000"),
+        (Image.fromarray(np.full((2, 2), 200, np.float32)), ValueError, "divide by 255"),
+        (Image.new("RGB", (0, 5)), ValueError, "has no pixels: 0×5"),
+        ("", ValueError, "path is empty"),
         (np.zeros((2, 2), complex), ValueError, "got complex128"),
         (np.array([["a"]]), ValueError, "pixels are uint8"),
         (42, TypeError, "a path, an open file, a PIL image, an array or a tensor; got int"),
@@ -275,6 +290,9 @@ def test_preprocessing_of_any_size_and_bands(h: int, w: int, channels: int) -> N
 def test_write_whole_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError) as caught, write_whole(tmp_path / "no" / "a.bin"):
+        pass
+    assert caught.value.filename == str(tmp_path / "no" / "a.bin")
     with pytest.raises(RuntimeError), write_whole(path) as file:
         file.write(b"half of the new")
         raise RuntimeError
@@ -294,6 +312,14 @@ def test_write_whole_follows_links_keeps_modes_and_spares_devices(tmp_path: Path
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
+    target.chmod(0o640)
+    with write_whole(target) as file:
+        file.write(b"y")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    longest = tmp_path / ("写" * 80 + ".png")
+    with write_whole(longest) as file:
+        file.write(b"z")
+    assert longest.read_bytes() == b"z"
     with write_whole(os.devnull) as file:
         file.write(b"x")
     assert not Path(os.devnull).is_file()

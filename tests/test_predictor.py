@@ -18,7 +18,7 @@ from test_u2net import tiny
 import segzoo
 from segzoo.inference import Prediction, optimize_for_inference, predict_folder, preprocess, read_picture
 from segzoo.inference.optimize import fold_norms
-from segzoo.inference.predictor import stretch
+from segzoo.inference.prediction import stretch
 from segzoo.layers import ConvNormAct
 from segzoo.weights import Preprocessing
 
@@ -83,6 +83,20 @@ def test_every_form_of_a_picture_is_the_same_picture(predictor: segzoo.Predictor
         np.testing.assert_array_equal(prediction.probabilities, first)
 
 
+def test_arrays_in_any_order_of_memory_and_reused_buffers(quick: segzoo.Predictor) -> None:
+    array = picture()
+    for view in (array[:, :, ::-1], array[:, ::-1], np.rot90(array), np.asfortranarray(array), array[::2, 1::3]):
+        np.testing.assert_array_equal(quick(view).probabilities, quick(view.copy()).probabilities)
+    buffer = array.copy()
+    prediction = quick(buffer)
+    buffer[:] = 0
+    np.testing.assert_array_equal(np.asarray(prediction.cutout())[:, :, :3], array)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    prediction = quick(tensor)
+    tensor.zero_()
+    np.testing.assert_array_equal(np.asarray(prediction.cutout())[:, :, :3], array)
+
+
 def test_lists_and_batches_are_single_pictures(quick: segzoo.Predictor) -> None:
     pictures = [picture(10 + i, 20, i) for i in range(7)]
     together = quick(pictures)
@@ -144,11 +158,16 @@ def test_soft_and_hard_cutouts_and_backgrounds() -> None:
     prediction = made(scores, (2, 2))
     assert np.asarray(prediction.cutout())[:, :, 3].tolist() == [[0, 51], [153, 255]]
     assert np.asarray(prediction.cutout(hard=True))[:, :, 3].tolist() == [[0, 0], [255, 255]]
+    np.testing.assert_array_equal(prediction.cutout(classes=[0], hard=True), prediction.cutout(hard=True))
     red = prediction.cutout(background="red")
     assert red.mode == "RGB" and red.getpixel((0, 0)) == (255, 0, 0)
     assert red.getpixel((1, 1)) == tuple(picture(2, 2)[1, 1])
     with pytest.raises(ValueError, match="unknown colour 'withe': did you mean 'white'"):
         prediction.cutout(background="withe")
+    with pytest.raises(TypeError, match="got tuple"):
+        prediction.cutout(background=(255, 255, 255))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no transparency: got '#ff000080'"):
+        prediction.cutout(background="#ff000080")
     assert np.asarray(prediction.render("probability")).tolist() == [[0, 51], [153, 255]]
     assert np.asarray(prediction.render("mask")).tolist() == [[0, 0], [255, 255]]
 
@@ -165,6 +184,9 @@ def test_several_classes() -> None:
     prediction = made(scores, classes=("road", "tree", "car"))
     assert prediction.mask.tolist() == [[0] * 6] * 2 + [[2] * 6] * 2
     assert np.asarray(prediction.cutout(classes=["car", 1], hard=True))[:, 0, 3].tolist() == [0, 0, 255, 255]
+    np.testing.assert_array_equal(
+        np.asarray(prediction.cutout(classes="car", hard=True))[:, :, 3] == 255, prediction.mask == 2
+    )
     assert np.asarray(prediction.cutout(classes=["car"]))[3, 0, 3] == 179
     mask = prediction.render("mask")
     assert mask.mode == "P" and np.asarray(mask).max() == 2 and mask.convert("RGB").getpixel((0, 3)) == (0, 128, 0)
@@ -194,6 +216,12 @@ def test_saving(tmp_path: Path, predictor: segzoo.Predictor, coffee: Path) -> No
     with pytest.raises(ValueError, match="JPEG has no transparency"):
         prediction.save(tmp_path / "x.jpg", "cutout")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.webp", "mask.png"]
+
+
+@pytest.mark.parametrize("device", ["meta", "xpu", "vulkan", "hpu", "cuda:99", "cpu:x", 3.5])
+def test_devices_that_are_not_there(device: object) -> None:
+    with pytest.raises(ValueError, match=r"device .* (was asked for and is not there|did you mean|Known)"):
+        segzoo.Predictor("u2net_lite", device=device)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -230,6 +258,8 @@ def test_folding_keeps_the_function_and_folds_everything() -> None:
     torch.testing.assert_close(folded(x), model(x), atol=1e-4, rtol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
     assert fold_norms(copy.deepcopy(model)) == sum(isinstance(m, ConvNormAct) for m in model.modules())
+    plain = optimize_for_inference(tiny(norm=torch.nn.BatchNorm2d))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
     for norm in ("group", "evo_s0", "evo_b0"):
         other = tiny(norm=norm).eval()
         torch.testing.assert_close(optimize_for_inference(other)(x), other(x), atol=1e-4, rtol=1e-4)
@@ -323,7 +353,10 @@ def test_a_list_of_files(quick: segzoo.Predictor, tmp_path: Path) -> None:
     [
         ("empty", ValueError, "there is no picture in the folder"),
         ("missing", FileNotFoundError, "there is no folder"),
-        ("same", ValueError, "would overwrite a picture: choose another folder"),
+        ("same", ValueError, "would lie among the pictures in .*: choose another folder"),
+        ("overwrite", ValueError, "would overwrite a picture: choose another folder"),
+        ("opaque", ValueError, "JPEG has no transparency"),
+        ("picture", NotADirectoryError, "is no folder; single pictures go in as a list"),
         ("suffix", ValueError, "unknown picture format '.pgn'"),
         ("file", OSError, "File exists"),
     ],
@@ -339,12 +372,22 @@ def test_folders_that_cannot_be_done(
         source = tmp_path / "nothing"
     elif case == "same":
         out = source
+    elif case == "overwrite":
+        fill(tmp_path, ["in/sub/out/b.png", "in/sub/out/sub/out/b.png"])
+        source, out = tmp_path / "in", tmp_path / "in/sub/out"
+        source = [source / "sub/out/b.png"]  # type: ignore[assignment]
+    elif case == "opaque":
+        suffix = ".jpg"
+    elif case == "picture":
+        source = source / "a.png"
     elif case == "suffix":
         suffix = ".pgn"
     else:
         out.write_bytes(b"")
     with pytest.raises(error, match=words):
-        predict_folder(quick, source, out, suffix=suffix)
+        predict_folder(quick, source, out, "cutout", suffix=suffix)
+    if case == "opaque":
+        assert not out.exists()
 
 
 @pytest.mark.gpu

@@ -3,7 +3,8 @@
 from segzoo.inference.folder import FolderReport, predict_folder
 from segzoo.inference.optimize import optimize_for_inference
 from segzoo.inference.picture import Picture, read_picture
-from segzoo.inference.predictor import Prediction, Predictor
+from segzoo.inference.prediction import Prediction
+from segzoo.inference.predictor import Predictor
 from segzoo.inference.preprocess import preprocess
 
 __all__ = [

@@ -38,8 +38,12 @@ def parse_colour(colour: str) -> tuple[int, int, int]:
         >>> parse_colour("white"), parse_colour("#20a0ff")
         ((255, 255, 255), (32, 160, 255))
     """
+    if not isinstance(colour, str):
+        raise TypeError(f"a colour is a name or '#rrggbb', got {type(colour).__name__}")
     try:
-        red, green, blue, *_ = ImageColor.getrgb(colour)
+        red, green, blue, *alpha = ImageColor.getrgb(colour)
     except ValueError:
         raise unknown_name("colour", colour, ["#rrggbb", *ImageColor.colormap]) from None
+    if alpha:
+        raise ValueError(f"a colour behind has no transparency: got {colour!r}, expected #rrggbb")
     return red, green, blue

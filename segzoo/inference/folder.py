@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from segzoo.inference.picture import PictureLike, image_format, picture_suffixes
-from segzoo.inference.predictor import Kind, Predictor
+from segzoo.inference.picture import PictureLike, check_output, format_for, picture_suffixes
+from segzoo.inference.prediction import Kind, Prediction
+from segzoo.inference.predictor import Predictor
 
 __all__ = ["FolderReport", "predict_folder"]
 
@@ -40,7 +42,7 @@ def predict_folder(
     progress: bool = False,
     background: str | None = None,
     hard: bool = False,
-    classes: Sequence[int | str] | None = None,
+    classes: Sequence[int | str] | int | str | None = None,
 ) -> FolderReport:
     """Predict every picture of a folder; a bad one is noted and skipped.
 
@@ -52,10 +54,10 @@ def predict_folder(
         destination: A folder, made if it is not there. ``photo.jpg`` becomes ``photo.png`` in it; where two pictures
             would share a name, ``photo.jpg.png``.
         kind: See :meth:`Prediction.render`.
-        suffix: Of the results, which names their format.
+        suffix: What the results' names end in, which names their format: ``".webp"``, ``"_cut.png"``.
         recursive: Whether folders in the folder are followed; the results lie in the same folders.
         workers: Threads to decode with, and as many to encode.
-        progress: Whether to show a bar on stderr.
+        progress: Whether to show a bar on stderr, where that is a terminal.
         background: See :meth:`Prediction.cutout`.
         hard: See :meth:`Prediction.cutout`.
         classes: See :meth:`Prediction.cutout`.
@@ -64,45 +66,48 @@ def predict_folder(
         What was written and what failed.
 
     Raises:
-        ValueError: If there is no picture, or a result would overwrite one of the pictures.
+        ValueError: If there is no picture, the destination is the folder itself, a result would overwrite one of the
+            pictures, or its format is unknown or has no transparency.
         OSError: If the folder cannot be read or the destination cannot be made.
     """
-    image_format(f"a{suffix}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    mode = "RGBA" if kind == "cutout" and background is None else "RGB"
+    format_for(mode, f"picture{suffix}")
     destination = Path(destination)
-    paths = _plan(pictures, destination, suffix, recursive)
+    plan = _plan(pictures, destination, suffix, recursive)
     destination.mkdir(parents=True, exist_ok=True)
+    check_output(destination / f"picture{suffix}", mode)  # now, not after the work
+
+    def save(prediction: Prediction, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        prediction.save(target, kind, background=background, hard=hard, classes=classes)
 
     report = FolderReport()
-    encoders = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="segzoo-encode")
-    encoding: deque[tuple[Path, Path, Future[None]]] = deque()
-
-    def settle(most_waiting: int) -> Iterator[None]:
-        while len(encoding) > most_waiting:
-            source, target, future = encoding.popleft()
-            if (error := future.exception()) is None:
-                report.written[source] = target
-            elif isinstance(error, Exception):
-                report.failed[source] = error
-            else:
-                raise error
-            yield
-
-    sources: list[PictureLike] = list(paths)
-    with _bar(len(paths), progress) as bar, encoders:
-        outcomes = predictor.stream(sources, workers=workers, errors="return")
-        for (source, target), outcome in zip(paths.items(), outcomes):
+    sources: list[PictureLike] = list(plan)
+    with _bar(len(plan), progress) as bar, ThreadPoolExecutor(workers, thread_name_prefix="segzoo-encode") as encoders:
+        waiting: deque[tuple[Path, Future[None]]] = deque()
+        for source, outcome in zip(plan, predictor.stream(sources, workers=workers, errors="return")):
             if isinstance(outcome, Exception):
                 report.failed[source] = outcome
                 bar.update()
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            save = encoders.submit(outcome.save, target, kind, background=background, hard=hard, classes=classes)
-            encoding.append((source, target, save))
-            for _ in settle(most_waiting=2 * max(workers, 1)):
-                bar.update()
-        for _ in settle(most_waiting=0):
-            bar.update()
+            waiting.append((source, encoders.submit(save, outcome, plan[source])))
+            if len(waiting) > 2 * workers:  # results are large: no more of them than the encoders are busy with
+                _note(report, plan, *waiting.popleft(), bar)
+        while waiting:
+            _note(report, plan, *waiting.popleft(), bar)
     return report
+
+
+def _note(report: FolderReport, plan: dict[Path, Path], source: Path, saving: Future[None], bar: Any) -> None:
+    """Wait for a result to be written, and write down how it went."""
+    try:
+        saving.result()
+        report.written[source] = plan[source]
+    except Exception as error:
+        report.failed[source] = error
+    bar.update()
 
 
 def _plan(
@@ -112,8 +117,13 @@ def _plan(
     if isinstance(pictures, (str, os.PathLike)):
         folder = Path(pictures)
         relative = _pictures_in(folder, destination, recursive)
+        if folder.resolve() == destination.resolve():
+            raise ValueError(f"the results would lie among the pictures in {folder}: choose another folder")
         if not relative:
-            raise ValueError(f"there is no picture in the folder {folder}")
+            hint = (
+                "" if recursive or not any(p.is_dir() for p in folder.iterdir()) else "; recursive follows its folders"
+            )
+            raise ValueError(f"there is no picture in the folder {folder}{hint}")
         sources = [folder / path for path in relative]
     else:
         sources = [Path(path) for path in pictures]
@@ -122,7 +132,7 @@ def _plan(
             raise ValueError("the list of pictures is empty")
     stems = Counter(path.with_suffix("") for path in relative)
     targets = [
-        destination / (path.with_suffix(suffix) if stems[path.with_suffix("")] == 1 else f"{path}{suffix}")
+        destination / f"{path.with_suffix('') if stems[path.with_suffix('')] == 1 else path}{suffix}"
         for path in relative
     ]
     if twice := [target for target, count in Counter(targets).items() if count > 1]:
@@ -139,6 +149,8 @@ def _pictures_in(folder: Path, destination: Path, recursive: bool) -> list[Path]
     """Picture files by their endings, relative to the folder, sorted; hidden files and the results are left out."""
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder; single pictures go in as a list")
     endings = picture_suffixes()
     found: list[Path] = []
     results = destination.resolve()
@@ -151,14 +163,14 @@ def _pictures_in(folder: Path, destination: Path, recursive: bool) -> list[Path]
         found += [
             Path(place, f).relative_to(folder)
             for f in files
-            if not f.startswith(".") and Path(f).suffix.lower() in endings
+            if not f.startswith(".") and Path(f).suffix.lower() in endings and Path(place, f).is_file()
         ]
         if not recursive:
             break
     return sorted(found)
 
 
-def _bar(total: int, show: bool):  # type: ignore[no-untyped-def]
+def _bar(total: int, show: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=" pictures", disable=not show)
+    return tqdm(total=total, unit=" pictures", disable=None if show else True)  # None: only on a terminal

@@ -6,9 +6,10 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from segzoo.layers import BatchNorm, ConvNormAct, FrozenBatchNorm, SyncBatchNorm
+from segzoo.layers import ConvNormAct, FrozenBatchNorm
 from segzoo.models.base import SegmentationModel
 
 __all__ = ["fold_norms", "optimize_for_inference"]
@@ -37,7 +38,7 @@ def fold_norms(model: nn.Module) -> int:
         if not isinstance(block, ConvNormAct):
             continue
         conv, norm = block.conv, block.bn
-        if not isinstance(norm, (BatchNorm, SyncBatchNorm, FrozenBatchNorm)) or norm.running_mean is None:
+        if not isinstance(norm, (_BatchNorm, FrozenBatchNorm)) or norm.running_mean is None:
             continue
         assert norm.running_var is not None
         weight, bias = fuse_conv_bn_weights(

@@ -94,6 +94,8 @@ def read_picture(source: PictureLike, *, in_channels: int = 3) -> Picture:
 def _from_file(source: str | os.PathLike[str] | IO[bytes], name: object, in_channels: int) -> Picture:
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
+        if not name:
+            raise ValueError("the picture's path is empty")
         if path.is_dir():
             raise ValueError(f"{name} is a folder, expected a picture")
         if not path.exists():
@@ -103,9 +105,11 @@ def _from_file(source: str | os.PathLike[str] | IO[bytes], name: object, in_chan
 
 
 def _decode(image: Image.Image, name: object, in_channels: int) -> Picture:
+    if 0 in image.size:
+        raise _BadPicture(f"{name} has no pixels: {image.width}×{image.height}")
     if in_channels not in (1, 3):
         shapes = f"an array [H, W, {in_channels}] or a tensor [{in_channels}, H, W]"
-        raise ValueError(f"{name}: this model takes {in_channels} bands; pass {shapes}")
+        raise _BadPicture(f"{name}: this model takes {in_channels} bands; pass {shapes}")
     with _one_sentence(name):
         image.load()
         return _from_image(_upright(image), in_channels)
@@ -150,19 +154,30 @@ def _upright(image: Image.Image) -> Image.Image:
 def _from_image(image: Image.Image, in_channels: int) -> Picture:
     profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
     alpha = None
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image, alpha = _from_wide_grey(image)
+    elif image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
-        if alpha.min() == 255:
-            alpha = None
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        pixels = _to_8_bit(np.asarray(image))
-        pixels = pixels[:, :, None] if in_channels == 1 else np.repeat(pixels[:, :, None], 3, 2)
-    else:
-        pixels = np.array(_to_rgb(image))
-        if in_channels == 1:
-            pixels = np.array(Image.fromarray(pixels).convert("L"))[:, :, None]
+    if alpha is not None and alpha.min() == 255:
+        alpha = None
+    image = _to_rgb(image)
+    pixels = np.array(image.convert("L"))[:, :, None] if in_channels == 1 else np.array(image)
     return Picture(pixels, alpha, profile)
+
+
+def _from_wide_grey(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8] | None]:
+    """Grey of 16 bit (``I`` is what older Pillows call it) or floating point, as 8 bit; and its transparency."""
+    values = np.asarray(image)
+    transparent = image.info.get("transparency")  # one grey level, as PNG has it
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8) if isinstance(transparent, int) else None
+    if image.mode != "F":
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey of more than 16 bit: {values.min()} to {values.max()}")
+        values = values.astype(np.uint16)
+    return Image.fromarray(_to_8_bit(values)), alpha
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -179,22 +194,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """uint8 as it is, bool to 0/255, 16 bit / 257, floating point in 0…1 × 255, rounded."""
+    """A copy: uint8 as it is, bool to 0/255, uint16 / 257, floating point in 0…1 × 255, rounded."""
     if values.dtype == np.uint8:
-        return values  # type: ignore[return-value]
+        return np.array(values, dtype=np.uint8, order="C")  # the caller may use the buffer again
     if values.dtype == np.bool_:
         return np.where(values, 255, 0).astype(np.uint8)
-    if values.dtype.kind not in "uif":
-        raise ValueError(f"pixels are uint8, uint16, bool or floating point in 0…1, got {values.dtype}")
-    low, high = float(values.min()), float(values.max())
-    if values.dtype.kind in "ui":
-        if low < 0 or high > 65535:
-            raise ValueError(f"integer pixels are 8 or 16 bit, 0 to 65535; got {low:g} to {high:g}")
-        if values.dtype.itemsize == 1:
-            raise ValueError(f"8-bit pixels are uint8, got {values.dtype}")
+    if values.dtype == np.uint16:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.dtype.kind != "f":
+        raise _BadPicture(f"pixels are uint8, uint16, bool or floating point in 0…1, got {values.dtype}")
+    low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # also refuses NaN
-        raise ValueError(f"floating point pixels lie in 0…1, got {low:g} to {high:g}: divide by 255, or pass uint8")
+        raise _BadPicture(f"floating point pixels lie in 0…1, got {low:g} to {high:g}: divide by 255, or pass uint8")
     return (values.astype(np.float32) * 255 + 0.5).astype(np.uint8)
 
 
@@ -259,7 +270,7 @@ def save_image(
         ValueError: If the format is unknown or has no transparency.
         OSError: If the file cannot be written.
     """
-    kind = _format_for(image.mode, path) if isinstance(path, (str, os.PathLike)) else "PNG"
+    kind = format_for(image.mode, path) if isinstance(path, (str, os.PathLike)) else "PNG"
     options: dict[str, Any] = {"icc_profile": icc_profile} if icc_profile else {}
     if kind == "JPEG":
         options |= {"quality": 95, "subsampling": 0}
@@ -283,23 +294,35 @@ def check_output(path: str | os.PathLike[str], mode: str) -> None:
         ValueError: If the format is unknown or has no transparency.
         OSError: If the folder is not there, or a file in it cannot be written.
     """
-    _format_for(mode, path)
+    format_for(mode, path)
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file to write")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    real = Path(os.path.realpath(path))
+    if not real.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: it leads to {real}, and there is no such folder")
+    # The folder too: a file takes its place whole, which is a change of the folder.
+    if not os.access(real.parent, os.W_OK) or (real.exists() and not os.access(real, os.W_OK)):
         raise PermissionError(f"{path} cannot be written: permission denied")
 
 
-def _format_for(mode: str, path: str | os.PathLike[str]) -> str:
+def format_for(mode: str, path: str | os.PathLike[str]) -> str:
+    """:func:`image_format`, refused with a ValueError where it cannot hold an image of that mode."""
     kind = image_format(path)
     if mode == "RGBA" and kind not in ("PNG", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "TGA", "ICO", "DDS", "SGI"):
         raise ValueError(f"{kind} has no transparency: write .png or .webp, or give a background colour")
+    if mode == "P" and kind not in ("PNG", "GIF", "TIFF", "BMP"):
+        raise ValueError(f"{kind} cannot hold class indices: write .png")
     return kind
 
 
 def picture_suffixes() -> set[str]:
-    """Endings, in lower case, of the files that Pillow reads."""
-    return {end for end, name in Image.registered_extensions().items() if name in Image.OPEN}
+    """Endings, in lower case, of the picture files that Pillow decodes by itself."""
+    known = Image.registered_extensions().items()
+    return {end for end, name in known if name in Image.OPEN and name not in _NOT_PICTURES}
+
+
+# Formats that Pillow recognises and only passes on: to another program, a plug-in of one's own, or not at all.
+_NOT_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR", "WMF", "EPS", "PDF"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,14 +24,12 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> Tensor:
         float32 ``[C, H, W]``, at ``preprocessing.size`` or the picture's own.
 
     Example:
+        >>> import numpy as np
         >>> from segzoo.inference import read_picture
         >>> preprocess(read_picture(np.zeros((30, 40, 3), np.uint8)), Preprocessing()).shape
         torch.Size([3, 320, 320])
     """
-    pixels = picture.over_white()
-    if not pixels.flags.writeable:
-        pixels = pixels.copy()  # torch cannot promise not to write
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    x = torch.from_numpy(np.require(picture.over_white(), requirements=["C", "W"])).permute(2, 0, 1)[None]
     x = resize(x, preprocessing.size or picture.size, preprocessing.interpolation)[0]
     scale = max(int(x.max()), 1) if preprocessing.scale == "max" else 255
     mean = torch.tensor(preprocessing.mean).reshape(-1, 1, 1)

@@ -28,6 +28,9 @@ class ConvNormAct(nn.Module):
         act: The activation, as a callable without arguments (default: ReLU in place), or None. An
             EvoNorm is norm and activation in one: the activation is then left out.
 
+    Raises:
+        ValueError: If ``kernel_size`` is even.
+
     State-dict keys: ``conv.*`` and ``bn.*`` (whatever the norm is).
 
     Example:
@@ -49,6 +52,8 @@ class ConvNormAct(nn.Module):
         act: Callable[[], nn.Module] | None = RELU,
     ) -> None:
         super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, to keep the size, got {kernel_size}")
         self.conv = nn.Conv2d(
             in_channels,
             out_channels,

@@ -65,7 +65,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[N, C, H, W]``."""
-        alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size(self.process_group) == 1
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        alone = not distributed or torch.distributed.get_world_size(self.process_group) == 1
         if self.training and alone and _values_per_channel(x) == 1 and self.running_mean is not None:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
@@ -202,6 +203,9 @@ class EvoNormS0(_EvoNorm):
         groups: Asked number of groups; see :func:`legal_groups`.
         eps: Added to the biased variance, which is computed in float32.
         act: False where no activation follows: then x·γ + β.
+
+    Where a group has only a few values, nearly equal by chance, the division is by nearly nothing: training U²-Net with
+    it on pictures of a few pixels at batch 1 overflows. From about 64×64 on it does not.
 
     Source: Liu et al., "Evolving Normalization-Activation Layers", 2020 (arXiv 2004.02967), Table 1 and Appendix C.
 

@@ -144,12 +144,14 @@ def build_model(
 
 def _load(architecture: str, weights: str | os.PathLike[str], progress: bool) -> tuple[Weights | None, StateDict, str]:
     """The record, if there is one, the state dict in our keys, and what to call it in messages."""
+    if not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(f"weights is a tag, a path or None, got {type(weights).__name__}")
     text = os.fspath(weights)
     tags = {get_weights(name).tag: name for name in list_weights(architecture)}
     name = tags.get(text, text)
     if name in tags.values():
         return get_weights(name), read_state_dict(fetch(get_weights(name), progress=progress)), name
-    if not isinstance(weights, str) or len(Path(text).parts) > 1 or Path(text).suffix in SUFFIXES:
+    if not isinstance(weights, str) or len(Path(text).parts) > 1 or Path(text).suffix.lower() in SUFFIXES:
         return None, read_state_dict(text), text
     raise unknown_name(f"weights for {architecture}", text, [*tags, *tags.values()])
 

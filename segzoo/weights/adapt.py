@@ -12,8 +12,10 @@ __all__ = ["adapt_state_dict"]
 
 logger = logging.getLogger(__name__)
 
-# Parameters that only norms have: P.running_mean makes P a norm.
-_NORM_MARKS = ("running_mean", "running_var", "v")
+# What a norm may have beside γ and β, and the sets in which the norms of this library have it.
+_COUNTER = "num_batches_tracked"
+_STATISTICS = {"running_mean", "running_var", "v", _COUNTER}
+_COMPLETE: tuple[set[str], ...] = ({"running_mean", "running_var"}, {"running_var", "v"}, {"v"}, set())
 
 
 def adapt_state_dict(
@@ -27,8 +29,8 @@ def adapt_state_dict(
     """A state dict that fits ``target`` exactly, made of ``state`` where it fits and of ``target`` where it may not.
 
     Three differences are bridged, each logged: another number of classes (the heads keep ``target``'s values), another
-    number of input channels (the stem's filters are summed to one, or repeated and scaled so that the sum of a
-    filter stays), another norm (γ and β are kept, statistics dropped).
+    number of input channels (the stem's filters are summed to one, or repeated and scaled by given/wanted, as timm
+    does), another norm (γ and β are kept, statistics dropped).
 
     Args:
         state: The checkpoint.
@@ -48,35 +50,34 @@ def adapt_state_dict(
     """
     adapted = dict(state)
     heads = tuple(heads)
-    reset = [k for k in target if k.startswith(heads) and k in adapted and adapted[k].shape != target[k].shape]
-    if reset:
+    notes = []
+    if _other_classes(adapted, target, heads):
         # A head is kept or replaced as a whole: half a head would be neither the checkpoint's nor a fresh one.
-        for key in target:
-            if key.startswith(heads):
-                adapted[key] = target[key]
-        logger.info("%s has another number of classes: %s start afresh", origin, ", ".join(heads))
-
+        adapted |= {key: value for key, value in target.items() if key.startswith(heads)}
+        notes.append(f"another number of classes: {', '.join(h.strip('.') for h in heads)} start afresh")
     if stem in adapted and stem in target and adapted[stem].shape[1] != target[stem].shape[1]:
-        channels = target[stem].shape[1]
-        logger.info(
-            "%s has %d input channels: its first convolution was adapted to %d",
-            origin,
-            adapted[stem].shape[1],
-            channels,
-        )
-        adapted[stem] = _adapt_stem(adapted[stem], channels)
-
-    if _adapt_norms(adapted, target):
-        message = f"{origin} has another norm: γ and β were kept, its statistics were not; the model needs fine-tuning"
-        logger.info(message)
-        warnings.warn(message, UserWarning, stacklevel=2)
+        given, wanted = adapted[stem].shape[1], target[stem].shape[1]
+        adapted[stem] = _adapt_stem(adapted[stem], wanted)
+        notes.append(f"{given} input channels: {stem} was adapted to {wanted}")
+    other_norm = _adapt_norms(adapted, target)
 
     _refuse_misfits(adapted, target, origin)
+    for note in notes:
+        logger.info("%s has %s", origin, note)
+    if other_norm:
+        message = f"{origin} has another norm: γ and β were kept, its statistics were not; the model needs fine-tuning"
+        logger.info(message)
+        warnings.warn(message, UserWarning, stacklevel=4)  # the line that called the factory
     return adapted
 
 
+def _other_classes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], heads: tuple[str, ...]) -> bool:
+    biases = [key for key in target if key.startswith(heads) and key.endswith(".bias") and key in state]
+    return any(len(state[key]) != len(target[key]) for key in biases)
+
+
 def _adapt_stem(weight: Tensor, channels: int) -> Tensor:
-    """``[out, in, k, k]`` for another ``in``: one channel gets the sum, more get repeats whose sum stays the same.
+    """``[out, in, k, k]`` for another ``in``: the sum for one channel, else repeats scaled by given/wanted.
 
     Example:
         >>> import torch
@@ -92,21 +93,43 @@ def _adapt_stem(weight: Tensor, channels: int) -> Tensor:
 
 
 def _adapt_norms(adapted: dict[str, Tensor], target: Mapping[str, Tensor]) -> bool:
-    """Make the norms' keys those of ``target``, in place; whether any statistics that matter were lost or made up."""
-    norms = {
-        key.rpartition(".")[0] for keys in (adapted, target) for key in keys if key.rpartition(".")[2] in _NORM_MARKS
-    }
-    changed = False
-    for norm in norms:
-        have, want = ({k for k in keys if k.rpartition(".")[0] == norm} for keys in (adapted, target))
-        if want == have or not want:
-            continue
-        changed |= bool((have ^ want) - {f"{norm}.num_batches_tracked"})
-        for key in have - want:
-            del adapted[key]
-        for key in want - have:
+    """Bridge a change of norm, in place; whether statistics were dropped or made up.
+
+    A checkpoint of another norm differs in the statistics of every norm, and in nothing else. Where some norms fit as
+    they are, or one lacks γ or half its statistics, it is a damaged checkpoint and stays as it is, to be refused.
+    """
+    have, want = _modules_of(adapted), _modules_of(target)
+    both = {norm: (have.get(norm, set()), want.get(norm, set())) for norm in have | want}
+    if any(h - _STATISTICS != w - _STATISTICS for h, w in both.values()):
+        return False
+    statistics = {n: (h & _STATISTICS - {_COUNTER}, w & _STATISTICS - {_COUNTER}) for n, (h, w) in both.items()}
+    for norm, (h, w) in both.items():  # a counter alone says nothing: it may come and go
+        if statistics[norm][0] == statistics[norm][1]:
+            _replace(adapted, target, norm, h ^ w)
+    changed = {norm for norm, (h, w) in statistics.items() if h != w}
+    fitting = any(h == w and w for h, w in statistics.values())
+    if fitting or any(statistics[norm][0] not in _COMPLETE for norm in changed):
+        return False
+    for norm in changed:
+        _replace(adapted, target, norm, _STATISTICS)
+    return bool(changed)
+
+
+def _modules_of(keys: Iterable[str]) -> dict[str, set[str]]:
+    """{module: names of its parameters}, of all modules: those that are no norm have the same on both sides."""
+    modules: dict[str, set[str]] = {}
+    for key in keys:
+        module, _, name = key.rpartition(".")
+        modules.setdefault(module, set()).add(name)
+    return modules
+
+
+def _replace(adapted: dict[str, Tensor], target: Mapping[str, Tensor], norm: str, names: Iterable[str]) -> None:
+    """Give the named parameters of a norm the values of ``target``, or take them away where it has none."""
+    for key in (f"{norm}.{name}" for name in names):
+        adapted.pop(key, None)
+        if key in target:
             adapted[key] = target[key]
-    return changed
 
 
 def _refuse_misfits(adapted: Mapping[str, Tensor], target: Mapping[str, Tensor], origin: str) -> None:

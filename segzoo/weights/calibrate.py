@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["calibrate"]
 
@@ -27,7 +28,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     all pixels of all batches, summed in float64.
 
     Args:
-        model: Any module with ``BatchNorm2d`` layers; it is left in the mode it was in.
+        model: Any module with batch norms; it is left in the mode it was in.
         batches: Preprocessed pictures ``[N, C, H, W]`` as the model takes them.
 
     Returns:
@@ -41,7 +42,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
         >>> calibrate(norm, [torch.full((2, 3, 4, 4), 5.0)]), norm.running_mean.tolist()
         (2, [5.0, 5.0, 5.0])
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None and m.affine]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None and m.affine]
     if not norms:
         raise ValueError("there is no batch norm with running statistics to calibrate in this model")
     moments = {norm: _Moments(norm.num_features) for norm in norms}
@@ -92,7 +93,7 @@ class _Moments:
         return (self.squares / self.count - (self.sum / self.count).square()).clamp_min(0)
 
 
-def _recentre(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+def _recentre(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     device = norm.running_mean.device
     mean, variance = mean.to(device), variance.to(device)

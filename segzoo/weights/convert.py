@@ -86,6 +86,8 @@ def u2net_from_official(state: Mapping[str, Tensor]) -> StateDict:
     result: StateDict = {key: value for key, value in converted.items() if key is not None}
     for key in [key for key in result if key.endswith(".conv.bias")]:
         running_mean = key.removesuffix("conv.bias") + "bn.running_mean"
+        if running_mean not in result:
+            raise ValueError(f"not a whole state dict of the official U²-Net: {running_mean} is missing")
         result[running_mean] = result[running_mean] - result.pop(key)
     return result
 
@@ -134,8 +136,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
     Args:
         path: A ``.safetensors`` file, a ``.pth``/``.pt`` file (loaded with ``weights_only=True``: it cannot run code),
-            or the ``.onnx`` file of a U²-Net. The official U²-Net's keys are converted; a wrapping ``{"model": …}`` or
-            ``{"state_dict": …}`` and a ``module.`` prefix are taken off; other keys stay as they are.
+            or the ``.onnx`` file of a U²-Net. A wrapping ``{"model": …}`` or ``{"state_dict": …}`` and a ``module.``
+            prefix are taken off, the official U²-Net's keys are converted; other keys stay as they are.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -154,10 +156,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         from safetensors.torch import load_file
 
         try:
-            return dict(load_file(path))
+            loaded: Any = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file that can be read ({error})") from error
-    state = _unwrap(path, _load_pickle(path))
+    else:
+        loaded = _load_pickle(path)
+    state = _unwrap(path, loaded)
     return u2net_from_official(state) if "outconv.weight" in state else state
 
 
@@ -165,7 +169,8 @@ def _load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the broken bytes lead to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+        reason = f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
         raise ValueError(f"{path} cannot be loaded as plain tensors ({reason})") from error
 
 

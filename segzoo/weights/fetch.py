@@ -41,7 +41,7 @@ def fetch(record: Weights, *, progress: bool = True) -> Path:
         try:
             return _bundled(source) if source.kind == "bundled" else _downloaded(record, source, progress)
         except (OSError, ValueError, RuntimeError) as error:
-            logger.debug("%s failed", source.location, exc_info=True)
+            logger.warning("%s: %s failed (%s)", record.name, source.location, error)
             failures.append(f"{source.location} ({str(error).strip() or type(error).__name__})")
     raise ConnectionError(
         f"could not get the weights {record.name}: {'; '.join(failures)}; "
@@ -53,7 +53,7 @@ def _bundled(source: Source) -> Path:
     path = Path(__file__).with_name(source.location)
     if not path.is_file():
         raise FileNotFoundError("not in this installation")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = _sha256(path)
     if digest != source.sha256:
         raise ValueError(f"sha256 is {digest}, expected {source.sha256}")
     return path
@@ -62,7 +62,8 @@ def _bundled(source: Source) -> Path:
 def _downloaded(record: Weights, source: Source, progress: bool) -> Path:
     cache = Path(torch.hub.get_dir()) / "segzoo"
     cached = cache / f"{record.name}-{source.sha256[:16]}.safetensors"
-    if cached.is_file():
+    noted = cached.with_suffix(".sha256")  # of the converted file, noted when it was made of the checked one
+    if cached.is_file() and noted.is_file() and noted.read_text().strip() == _sha256(cached):
         return cached
     from safetensors.torch import save
 
@@ -73,6 +74,16 @@ def _downloaded(record: Weights, source: Source, progress: bool) -> Path:
         # torch checks the whole sha256 when the prefix is the whole of it, and moves the file into place afterwards
         torch.hub.download_url_to_file(source.location, str(file), hash_prefix=source.sha256, progress=progress)
         state = {key: value.contiguous() for key, value in read_state_dict(file).items()}
-    with write_whole(cached) as out:
-        out.write(save(state, metadata={"format": "pt", "weights": record.name, "source_sha256": source.sha256}))
+    content = save(state, metadata={"format": "pt", "weights": record.name, "source_sha256": source.sha256})
+    for path, part in ((noted, hashlib.sha256(content).hexdigest().encode()), (cached, content)):
+        with write_whole(path) as out:
+            out.write(part)
     return cached
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
