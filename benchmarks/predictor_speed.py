@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=2 python benchmarks/predictor_speed.py
 
 "forward" is one preprocessed picture at 320×320: ``model(x)`` of the module as the factory built it, in eval mode,
-against ``predictor.scores(x)``. "picture" is a JPEG file to a mask at its size: the plain module in the loop that a
-tutorial would write (Pillow, resize, normalise, forward under no_grad, sigmoid, resize) against
-``predictor(path).mask``.
+against ``predictor.scores(x)``; "no_grad" is the same with ``model(x)`` under ``torch.no_grad()``. "picture" is a JPEG
+file to a mask at its size: the plain module in the loop that a tutorial would write (Pillow, resize, normalise, forward
+under no_grad, sigmoid, resize) against ``predictor(path).mask``.
 """
 
 from __future__ import annotations
@@ -56,15 +56,29 @@ def compare(name: str, repeats: int) -> dict[str, dict[str, float]]:
     model = segzoo.create_model(name, **({} if name == "u2net_lite" else {"weights": None})).eval()
     predictor = segzoo.Predictor(model, device="cpu")
     x = torch.rand(1, 3, 320, 320)
-    forward = {"eager": lambda: model(x), "predictor": lambda: predictor.scores(x)}
-    picture = {"eager": lambda: tutorial_loop(model, PICTURE), "predictor": lambda: predictor(PICTURE).mask}
+
+    def no_grad() -> torch.Tensor:
+        with torch.no_grad():
+            return model(x)
+
+    def ours() -> torch.Tensor:
+        return predictor.scores(x)
+
+    rounds = interleaved({"forward": lambda: model(x), "no_grad": no_grad, "ours": ours}, repeats)
+    pictures = interleaved(
+        {"eager": lambda: tutorial_loop(model, PICTURE), "ours": lambda: predictor(PICTURE).mask}, repeats
+    )
+    pairs = {
+        "forward": (rounds["forward"], rounds["ours"]),
+        "no_grad": (rounds["no_grad"], rounds["ours"]),
+        "picture": (pictures["eager"], pictures["ours"]),
+    }
     results = {}
-    for what, candidates in (("forward", forward), ("picture", picture)):
-        times = interleaved(candidates, repeats)
-        ratio = statistics.median(a / b for a, b in zip(times["eager"], times["predictor"]))
-        eager, ours = (1000 * statistics.median(times[k]) for k in ("eager", "predictor"))
-        results[f"{name} {what}"] = {"eager_ms": eager, "predictor_ms": ours, "ratio": ratio}
-        print(f"{name:12} {what:8} plain eager {eager:7.1f} ms, Predictor {ours:7.1f} ms: {ratio:.2f}×")
+    for what, (theirs, mine) in pairs.items():
+        ratio = statistics.median(a / b for a, b in zip(theirs, mine))
+        eager, ours_ms = 1000 * statistics.median(theirs), 1000 * statistics.median(mine)
+        results[f"{name} {what}"] = {"eager_ms": eager, "predictor_ms": ours_ms, "ratio": ratio}
+        print(f"{name:12} {what:8} plain eager {eager:7.1f} ms, Predictor {ours_ms:7.1f} ms: {ratio:.2f}×")
     return results
 
 
