@@ -44,7 +44,8 @@ def skimage_input(picture: Picture) -> torch.Tensor:
 class Measures:
     """The paper's measures over a data set, by py_sod_metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, normalize: bool) -> None:
+        self.normalize = normalize  # py_sod_metrics stretches each map to 0…1 by itself unless told not to
         self.f = py_sod_metrics.Fmeasure(beta=0.3)
         self.mae = py_sod_metrics.MAE()
         self.weighted_f = py_sod_metrics.WeightedFmeasure(beta=1)
@@ -52,7 +53,7 @@ class Measures:
 
     def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
         for measure in (self.f, self.mae, self.weighted_f, self.s):
-            measure.step(pred=prediction, gt=mask)
+            measure.step(pred=prediction, gt=mask, normalize=self.normalize)
 
     def results(self) -> dict[str, float]:
         f = self.f.get_results()
@@ -74,7 +75,9 @@ def main() -> None:
     parser.add_argument("--model", default="u2net_lite.duts")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--resize", default="segzoo", choices=["segzoo", "skimage"], help="who resizes the input")
-    parser.add_argument("--no-min-max", action="store_true", help="leave the min-max out")
+    parser.add_argument(
+        "--no-min-max", action="store_true", help="score the probabilities as they are: no min-max anywhere, no 8 bit"
+    )
     parser.add_argument("--limit", type=int, help="only the first N pictures")
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     args = parser.parse_args()
@@ -84,7 +87,7 @@ def main() -> None:
     paths = sorted((args.data / "images").glob("*.jpg"))[: args.limit]
     if not paths:
         parser.error(f"no pictures in {args.data / 'images'}")
-    measures, seconds = Measures(), 0.0
+    measures, seconds = Measures(normalize=not args.no_min_max), 0.0
     for path in tqdm(paths, unit=" pictures"):
         started = time.perf_counter()
         if args.resize == "skimage":
@@ -92,21 +95,18 @@ def main() -> None:
             prediction = Prediction(picture, predictor.scores(skimage_input(picture)[None])[0])
         else:
             prediction = predictor(path)
-        scored = (
-            (prediction.probabilities[0] * 255 + 0.5).astype(np.uint8)
-            if args.no_min_max
-            else prediction.evaluation_map()
-        )
+        scored = prediction.probabilities[0] if args.no_min_max else prediction.evaluation_map()
         seconds += time.perf_counter() - started
         mask = np.asarray(Image.open(args.data / "masks" / f"{path.stem}.png").convert("L"))
-        measures.add(scored, np.where(mask > 127, 255, 0).astype(np.uint8))
+        foreground = mask > 127
+        measures.add(scored, foreground if args.no_min_max else np.where(foreground, 255, 0).astype(np.uint8))
 
     results = measures.results()
     print(
         f"\n{args.model} on ECSSD, {len(paths)} pictures, {args.precision}, resized by {args.resize}, "
         f"{'no min-max' if args.no_min_max else 'min-max'}; {len(paths) / seconds:.1f} pictures/s"
     )
-    print(f"protocol: {record.protocol}")
+    print(f"protocol: {'the probabilities as they are' if args.no_min_max else record.protocol}")
     print(f"{'':14}{'measured':>10}{'published':>11}")
     published = record.published_metrics.get("ECSSD", {})
     for key, name in PUBLISHED_NAMES.items():

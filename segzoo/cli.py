@@ -46,6 +46,9 @@ def _build_parser() -> argparse.ArgumentParser:
     cutout.add_argument(
         "--background", metavar="COLOUR", help="put a colour behind (white, '#20a0ff') instead of transparency"
     )
+    cutout.add_argument(
+        "--classes", metavar="A,B", help="what to keep, by name or index, of a model with several classes"
+    )
     cutout.add_argument("--hard", action="store_true", help="a hard rim instead of a soft one")
     cutout.set_defaults(run=_cutout)
 
@@ -173,7 +176,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _cutout(args: argparse.Namespace) -> int:
-    return _pictures(args, "cutout", background=args.background, hard=args.hard)
+    classes = [int(c) if c.isdecimal() else c for c in args.classes.split(",")] if args.classes else None
+    return _pictures(args, "cutout", background=args.background, hard=args.hard, classes=classes)
 
 
 def _predict(args: argparse.Namespace) -> int:

@@ -130,6 +130,7 @@ def test_bad_pictures(said, coffee: Path, tmp_path: Path, name: str) -> None:
         (["cutout", "{coffee}", "{coffee}", "{tmp}/out", "--suffix", ".jpg"], "JPEG has no transparency"),
         (["cutout", "{coffee}", "{tmp}/out.png", "--device", "meta"], "'meta' was asked for and is not there"),
         (["cutout", "{coffee}", "{tmp}/out.png", "--max-pixels", "0"], "--max-pixels must be at least 1"),
+        (["cutout", "{coffee}", "{tmp}/out.png", "--classes", "person"], "unknown class 'person': Known: foreground"),
         (["cutout", "{tmp}", "{tmp}/out"], "there is no picture in the folder {tmp}"),
         (["cutout", "{tmp}", "-"], "several pictures go to a folder"),
         (["cutout", "-", "{coffee}", "{tmp}/out"], "- (standard input) is one picture"),
@@ -168,16 +169,27 @@ def test_a_full_disk(coffee: Path) -> None:
     assert done.stderr.decode().count("\n") == 1 and "No space left on device" in done.stderr.decode()
 
 
-def test_an_unreadable_picture_and_folder(said, coffee: Path, tmp_path: Path) -> None:
-    if os.geteuid() == 0:
+def test_what_may_not_be_read_or_written(said, coffee: Path, tmp_path: Path) -> None:
+    picture, folder, locked = tmp_path / "photo.jpg", tmp_path / "folder", tmp_path / "locked"
+    picture.write_bytes(coffee.read_bytes())
+    folder.mkdir()
+    locked.mkdir()
+    picture.chmod(0)
+    folder.chmod(0)
+    locked.chmod(0o555)
+    if os.access(picture, os.R_OK):
         pytest.skip("root reads everything")
-    (tmp_path / "photo.jpg").write_bytes(coffee.read_bytes())
-    (tmp_path / "photo.jpg").chmod(0)
-    assert said("cutout", tmp_path / "photo.jpg", tmp_path / "out.png")[0] == 2
-    folder = tmp_path / "folder"
-    folder.mkdir(mode=0)
-    code, err = said("cutout", folder, tmp_path / "out")
-    assert code == 2 and "cannot be read" in err
+    for arguments, words in [
+        ((picture, tmp_path / "out.png"), f"{picture} cannot be read: permission denied"),
+        ((folder, tmp_path / "out"), f"{folder} cannot be read: Permission denied"),
+        ((coffee, locked / "out.png"), f"{locked / 'out.png'} cannot be written: permission denied"),
+        ((coffee, coffee.with_name("astronaut.jpg"), locked), "cannot be written: permission denied"),
+    ]:
+        code, err = said("cutout", *arguments)
+        assert code == 2 and err.count("\n") == 1 and words in err
+        folder.chmod(0)
+    folder.chmod(0o755)
+    assert list(tmp_path.rglob("*.png")) == []
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])

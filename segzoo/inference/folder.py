@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segzoo._errors import unknown_name
+from segzoo.inference.colours import parse_colour
 from segzoo.inference.picture import PictureLike, check_output, format_for, picture_suffixes
-from segzoo.inference.prediction import Kind, Prediction
+from segzoo.inference.prediction import KINDS, Kind, Prediction
 from segzoo.inference.predictor import Predictor
 
 __all__ = ["FolderReport", "predict_folder"]
@@ -72,6 +74,10 @@ def predict_folder(
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    if kind not in KINDS:
+        raise unknown_name("kind of picture", kind, KINDS)
+    if background is not None:
+        parse_colour(background)
     mode = "RGBA" if kind == "cutout" and background is None else "RGB"
     format_for(mode, f"picture{suffix}")
     destination = Path(destination)
@@ -126,7 +132,7 @@ def _plan(
             raise ValueError(f"there is no picture in the folder {folder}{hint}")
         sources = [folder / path for path in relative]
     else:
-        sources = [Path(path) for path in pictures]
+        sources = list(dict.fromkeys(Path(path) for path in pictures))
         relative = [Path(path.name) for path in sources]
         if not relative:
             raise ValueError("the list of pictures is empty")
@@ -136,9 +142,7 @@ def _plan(
         for path in relative
     ]
     if twice := [target for target, count in Counter(targets).items() if count > 1]:
-        raise ValueError(
-            f"several pictures of one name would all become {twice[0]}: use one destination for each folder"
-        )
+        raise ValueError(f"several pictures would all become {twice[0]}: give each folder a destination of its own")
     inputs = {path.resolve() for path in sources}
     if overwritten := [target for target in targets if target.resolve() in inputs]:
         raise ValueError(f"the result {overwritten[0]} would overwrite a picture: choose another folder")
