@@ -88,7 +88,7 @@ def main() -> None:
     if not paths:
         parser.error(f"no pictures in {args.data / 'images'}")
     measures, seconds = Measures(normalize=not args.no_min_max), 0.0
-    for path in tqdm(paths, unit=" pictures"):
+    for path in tqdm(paths, unit=" pictures", disable=None):
         started = time.perf_counter()
         if args.resize == "skimage":
             picture = read_picture(path)

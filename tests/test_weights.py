@@ -28,6 +28,7 @@ from segzoo.models import U2Net
 from segzoo.weights import Preprocessing
 from segzoo.weights.adapt import adapt_state_dict
 from segzoo.weights.calibrate import calibrate
+from segzoo.weights.calibrate import main as make_bundled_file
 from segzoo.weights.convert import read_state_dict, u2net_from_official, u2net_from_onnx
 from segzoo.weights.onnx_reader import read_convolutions
 
@@ -448,3 +449,23 @@ def test_calibration_needs_something() -> None:
         calibrate(nn.BatchNorm2d(3), [])
     with pytest.raises(ValueError, match="no batch norm"):
         calibrate(nn.Conv2d(3, 3, 1), [torch.zeros(1, 3, 4, 4)])
+
+
+def test_the_command_that_makes_the_bundled_file(u2netp_onnx: Path, coffee: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "lite.safetensors"
+    make_bundled_file([str(u2netp_onnx), str(coffee.parent), str(out), "--step", "1", "--count", "2"])
+    assert "calibrated with 2 pictures" in capsys.readouterr().out
+    x = torch.rand(1, 3, 96, 96)
+    torch.testing.assert_close(segzoo.u2net_lite(out).predict(x), segzoo.u2net_lite().predict(x), atol=1e-5, rtol=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["lite.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.timeout(1200)
+def test_the_bundled_file_comes_out_again(u2netp_onnx: Path, data: Path, tmp_path: Path) -> None:
+    """All 200 pictures: the same statistics, to what another machine's convolutions may differ by."""
+    make_bundled_file([str(u2netp_onnx), str(data / "ecssd/images"), str(tmp_path / "lite.safetensors")])
+    bundled = segzoo.u2net_lite().state_dict()
+    for key, value in read_state_dict(tmp_path / "lite.safetensors").items():
+        torch.testing.assert_close(value, bundled[key], atol=1e-4, rtol=1e-4, msg=key)
