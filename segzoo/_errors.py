@@ -13,7 +13,7 @@ _MOST_LISTED = 16
 def unknown_name(kind: str, given: object, known: Iterable[str]) -> ValueError:
     """A ValueError that says what was given and which valid name is nearest.
 
-    Example:
+    Examples:
         >>> unknown_name("norm", "bacth", ["batch", "group"])
         ValueError("unknown norm 'bacth': did you mean 'batch'? Known: batch, group")
     """

@@ -21,7 +21,7 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ``path`` stays as it was. Symbolic links are followed. What is no regular file (a pipe, ``/dev/null``) is written
     to directly.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.bin"
         >>> with write_whole(path) as file:

@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The console script: :func:`main` with the manners of a Unix program about Ctrl-C and closed pipes."""
+    """The console script: ``main`` with the manners of a Unix program about Ctrl-C and closed pipes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without β or … shows a ?, not an error

@@ -28,7 +28,7 @@ def register_model(task: Task) -> Callable[[Factory], Factory]:
     Args:
         task: ``"salient"``, ``"semantic"`` or ``"instance"``.
 
-    Example:
+    Examples:
         >>> @register_model("salient")
         ... def my_net(weights=None, *, num_classes=None, in_channels=3, norm="batch", progress=True): ...
         >>> "my_net" in list_models()
@@ -71,7 +71,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         ValueError: For an unknown name or tag, with the nearest one.
         TypeError: If weights are given twice, or the factory has no such argument.
 
-    Example:
+    Examples:
         >>> create_model("u2net_lite.duts").num_classes
         1
     """
@@ -100,7 +100,7 @@ def list_models(pattern: str = "*", *, task: Task | None = None, pretrained: boo
     Raises:
         ValueError: For an unknown task.
 
-    Example:
+    Examples:
         >>> list_models("u2net*")
         ['u2net_full', 'u2net_lite']
     """

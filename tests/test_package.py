@@ -100,15 +100,16 @@ def test_notice_names_what_is_bundled() -> None:
 
 
 def test_pictures_of_the_data_sets_are_not_in_the_repository() -> None:
-    pictures = [p for p in ROOT.rglob("*.jpg") if ".git" not in p.parts and "venv" not in str(p)]
-    assert {p.relative_to(ROOT).as_posix() for p in pictures} == {
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    assert {name for name in tracked if name.endswith((".jpg", ".jpeg", ".png", ".webp"))} == {
         "docs/images/before_after.jpg",
         "examples/images/astronaut.jpg",
         "examples/images/coffee.jpg",
     }
 
 
-def test_state_of_the_art_is_not_claimed_without_a_command() -> None:
-    """Every results file names the machine it was made on."""
+def test_every_results_file_names_its_machine() -> None:
     for path in (ROOT / "benchmarks/results").glob("*.json"):
         assert '"machine"' in path.read_text(), path.name

@@ -5,7 +5,7 @@ from segzoo.inference.optimize import optimize_for_inference
 from segzoo.inference.picture import Picture, read_picture
 from segzoo.inference.prediction import Prediction
 from segzoo.inference.predictor import Predictor
-from segzoo.inference.preprocess import preprocess
+from segzoo.inference.preprocessing import preprocess
 
 __all__ = [
     "FolderReport",

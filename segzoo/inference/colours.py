@@ -16,7 +16,7 @@ def colour_map() -> NDArray[np.uint8]:
 
     Source: the VOC development kit: the bits of an index are dealt out to red, green and blue, highest first.
 
-    Example:
+    Examples:
         >>> colour_map()[:4].tolist()
         [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     """
@@ -34,7 +34,7 @@ def parse_colour(colour: str) -> tuple[int, int, int]:
     Raises:
         ValueError: For a name that nobody knows, with the nearest one.
 
-    Example:
+    Examples:
         >>> parse_colour("white"), parse_colour("#20a0ff")
         ((255, 255, 255), (32, 160, 255))
     """

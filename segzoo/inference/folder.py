@@ -55,14 +55,14 @@ def predict_folder(
         pictures: A folder, or a list of picture files.
         destination: A folder, made if it is not there. ``photo.jpg`` becomes ``photo.png`` in it; where two pictures
             would share a name, ``photo.jpg.png``.
-        kind: See :meth:`Prediction.render`.
+        kind: See ``Prediction.render``.
         suffix: What the results' names end in, which names their format: ``".webp"``, ``"_cut.png"``.
         recursive: Whether folders in the folder are followed; the results lie in the same folders.
         workers: Threads to decode with, and as many to encode.
         progress: Whether to show a bar on stderr, where that is a terminal.
-        background: See :meth:`Prediction.cutout`.
-        hard: See :meth:`Prediction.cutout`.
-        classes: See :meth:`Prediction.cutout`.
+        background: See ``Prediction.cutout``.
+        hard: See ``Prediction.cutout``.
+        classes: See ``Prediction.cutout``.
 
     Returns:
         What was written and what failed.

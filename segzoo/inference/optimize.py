@@ -17,7 +17,7 @@ __all__ = ["fold_norms", "optimize_for_inference"]
 
 @torch.no_grad()
 def fold_norms(model: nn.Module) -> int:
-    """Fold every batch norm of a :class:`ConvNormAct` into its convolution, in place; eval output stays the same.
+    """Fold every batch norm of a ``ConvNormAct`` into its convolution, in place; eval output stays the same.
 
     Other norms depend on the picture and stay.
 
@@ -29,7 +29,7 @@ def fold_norms(model: nn.Module) -> int:
 
     Source: γ·(Wx − μ)/√(σ² + ε) + β = (γ/√(σ² + ε)·W)x + (β − γμ/√(σ² + ε)), computed in float64.
 
-    Example:
+    Examples:
         >>> fold_norms(ConvNormAct(3, 8).eval())
         1
     """
@@ -69,7 +69,7 @@ def optimize_for_inference(
         device: Where the copy goes.
         dtype: Of its parameters, and so of its computation.
 
-    Example:
+    Examples:
         >>> from segzoo import u2net_lite
         >>> optimize_for_inference(u2net_lite()).training
         False

@@ -72,7 +72,7 @@ def read_picture(source: PictureLike, *, in_channels: int = 3) -> Picture:
         ValueError: If it is no picture, broken, too large for Pillow's limit, or of another shape or range.
         TypeError: If it is none of the above forms.
 
-    Example:
+    Examples:
         >>> read_picture(np.zeros((30, 40), np.uint8)).pixels.shape
         (30, 40, 3)
     """
@@ -242,7 +242,7 @@ def image_format(path: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: For an ending that Pillow cannot write.
 
-    Example:
+    Examples:
         >>> image_format("a/b.jpeg")
         'JPEG'
     """
@@ -284,7 +284,7 @@ def save_image(
 
 
 def check_output(path: str | os.PathLike[str], mode: str) -> None:
-    """Raise now what :func:`save_image` would raise after the work: of an image of that mode, at that path.
+    """Raise now what ``save_image`` would raise after the work: of an image of that mode, at that path.
 
     Args:
         path: Of the file to be.
@@ -309,7 +309,7 @@ def check_output(path: str | os.PathLike[str], mode: str) -> None:
 
 
 def format_for(mode: str, path: str | os.PathLike[str]) -> str:
-    """:func:`image_format`, refused with a ValueError where it cannot hold an image of that mode."""
+    """``image_format``, refused with a ValueError where it cannot hold an image of that mode."""
     kind = image_format(path)
     if mode == "RGBA" and kind not in ("PNG", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "TGA", "ICO", "DDS", "SGI"):
         raise ValueError(f"{kind} has no transparency: write .png or .webp, or give a background colour")

@@ -144,9 +144,9 @@ class Prediction:
         Args:
             kind: ``"mask"`` (grey 0 or 255; a palette of class indices where there are several), ``"probability"``
                 (grey 0 to 255, of one class), ``"cutout"`` or ``"overlay"``.
-            background: See :meth:`cutout`.
-            hard: See :meth:`cutout`.
-            classes: See :meth:`cutout`.
+            background: See ``cutout``.
+            hard: See ``cutout``.
+            classes: See ``cutout``.
         """
         if kind == "cutout":
             return self.cutout(background=background, hard=hard, classes=classes)
@@ -172,14 +172,14 @@ class Prediction:
         hard: bool = False,
         classes: Sequence[int | str] | int | str | None = None,
     ) -> None:
-        """Write :meth:`render`'s picture to a file, whole or not at all; cut-outs keep the picture's colour profile.
+        """Write ``render``'s picture to a file, whole or not at all; cut-outs keep the picture's colour profile.
 
         Args:
             path: Its ending names the format; an open binary file gets PNG.
-            kind: See :meth:`render`.
-            background: See :meth:`cutout`.
-            hard: See :meth:`cutout`.
-            classes: See :meth:`cutout`.
+            kind: See ``render``.
+            background: See ``cutout``.
+            hard: See ``cutout``.
+            classes: See ``cutout``.
         """
         image = self.render(kind, background=background, hard=hard, classes=classes)
         profile = self.picture.icc_profile if kind in ("cutout", "overlay") else None
@@ -226,7 +226,7 @@ class Prediction:
 def stretch(scores: Tensor) -> Tensor:
     """Each map ``[…, h, w]`` linearly to 0…1; a constant map stays as it is.
 
-    Example:
+    Examples:
         >>> stretch(torch.tensor([[[0.2, 0.4]]])).tolist(), stretch(torch.full((1, 1, 2), 0.5)).tolist()
         ([[[0.0, 1.0]]], [[[0.5, 0.5]]])
     """

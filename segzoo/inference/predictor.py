@@ -14,7 +14,7 @@ from segzoo._errors import unknown_name
 from segzoo.inference.optimize import optimize_for_inference
 from segzoo.inference.picture import Picture, PictureLike, read_picture
 from segzoo.inference.prediction import Prediction, stretch
-from segzoo.inference.preprocess import preprocess
+from segzoo.inference.preprocessing import preprocess
 from segzoo.models.base import SegmentationModel
 from segzoo.registry import create_model
 
@@ -27,7 +27,7 @@ class Predictor:
     """A model made ready for pictures: preprocessing, device, batches, and masks at each picture's own size.
 
     Args:
-        model: A name (``"u2net_lite"``, ``"u2net_lite.duts"``) or a :class:`segzoo.models.SegmentationModel`, which is
+        model: A name (``"u2net_lite"``, ``"u2net_lite.duts"``) or a ``segzoo.models.SegmentationModel``, which is
             copied and stays as it is.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU) or a torch device, which must be there.
         precision: ``"auto"`` (float32), ``"fp32"``, ``"bf16"`` or ``"fp16"``. The narrow ones move results: the
@@ -39,7 +39,7 @@ class Predictor:
     Raises:
         ValueError: For an unknown model, device or precision.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> predictor = Predictor("u2net_lite.duts")
         >>> prediction = predictor(np.zeros((60, 80, 3), np.uint8))
@@ -87,7 +87,7 @@ class Predictor:
                 tensor ``[H, W]`` or ``[C, H, W]``; or a list. Arrays and tensors are uint8, or floating point in 0…1.
 
         Returns:
-            A :class:`Prediction`, or a list in the same order.
+            A ``Prediction``, or a list in the same order.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -108,9 +108,9 @@ class Predictor:
             errors: With ``"return"`` a bad picture gives its exception in its place, and the rest goes on.
 
         Yields:
-            A :class:`Prediction` for each picture, in order.
+            A ``Prediction`` for each picture, in order.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> pictures = (np.zeros((20, 30 + i, 3), np.uint8) for i in range(3))
             >>> [p.mask.shape for p in Predictor("u2net_lite").stream(pictures)]

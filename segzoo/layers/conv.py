@@ -24,7 +24,7 @@ class ConvNormAct(nn.Module):
         stride: Of the convolution.
         dilation: Of the convolution; the padding grows with it.
         groups: Of the convolution.
-        norm: See :func:`segzoo.layers.get_norm`. With None the convolution has a bias, else it has none.
+        norm: See ``segzoo.layers.get_norm``. With None the convolution has a bias, else it has none.
         act: The activation, as a callable without arguments (default: ReLU in place), or None. An
             EvoNorm is norm and activation in one: the activation is then left out.
 
@@ -33,7 +33,7 @@ class ConvNormAct(nn.Module):
 
     State-dict keys: ``conv.*`` and ``bn.*`` (whatever the norm is).
 
-    Example:
+    Examples:
         >>> import torch
         >>> ConvNormAct(3, 8, dilation=2, norm="evo_s0")(torch.zeros(1, 3, 5, 7)).shape
         torch.Size([1, 8, 5, 7])

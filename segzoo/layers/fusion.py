@@ -21,7 +21,7 @@ class SideFusion(nn.Conv2d):
 
     Source: Qin et al., "U²-Net", 2020 (arXiv 2005.09007), Section 3.2, S_fuse in Fig. 5.
 
-    Example:
+    Examples:
         >>> SideFusion(6, 1)([torch.zeros(2, 1, 5, 7)] * 6).shape
         torch.Size([2, 1, 5, 7])
     """

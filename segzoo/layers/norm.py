@@ -1,6 +1,6 @@
 """Normalisation layers under one name each, and one rule for maps too small to have statistics.
 
-``norm=`` is an argument of every model here. A name becomes a layer through :func:`get_norm`.
+``norm=`` is an argument of every model here. A name becomes a layer through ``get_norm``.
 
 A statistic over one single value says nothing (its variance is zero, and the layer would erase its input): a 1×1 map at
 batch 1 in training is such a case, and U²-Net's deepest stages reach it below about 17×17 pixels. There, batch
@@ -43,12 +43,12 @@ def _values_per_channel(x: Tensor) -> int:
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation that also trains on a single value per channel.
 
-    As :class:`torch.nn.BatchNorm2d`, on ``[N, C, H, W]``. Where N·H·W = 1 in training, the running statistics are used
+    As ``torch.nn.BatchNorm2d``, on ``[N, C, H, W]``. Where N·H·W = 1 in training, the running statistics are used
     and not updated (torch raises an error there).
 
     Source: Ioffe & Szegedy, "Batch Normalization", 2015, Algorithm 1.
 
-    Example:
+    Examples:
         >>> BatchNorm(8).train()(torch.zeros(1, 8, 1, 1)).shape
         torch.Size([1, 8, 1, 1])
     """
@@ -61,7 +61,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """Batch normalisation with statistics over all processes; :class:`BatchNorm` where there is only one process."""
+    """Batch normalisation with statistics over all processes; ``BatchNorm`` where there is only one process."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[N, C, H, W]``."""
@@ -75,7 +75,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation with everything fixed: statistics, γ and β are buffers, in training too.
 
-    Takes the state dict of a :class:`BatchNorm` (its batch counter is left out).
+    Takes the state dict of a ``BatchNorm`` (its batch counter is left out).
 
     Args:
         num_features: C of the input ``[N, C, H, W]``.
@@ -112,7 +112,7 @@ class FrozenBatchNorm(nn.Module):
 def legal_groups(num_channels: int, groups: int = 32) -> int:
     """The largest divisor d of ``num_channels`` with d ≤ ``groups`` and at least two channels a group (or 1).
 
-    Example:
+    Examples:
         >>> [legal_groups(c) for c in (16, 64, 48, 7, 1)]
         [8, 32, 24, 1, 1]
     """
@@ -125,12 +125,12 @@ class GroupNorm(nn.GroupNorm):
 
     Args:
         num_channels: C of the input ``[N, C, H, W]``.
-        groups: Asked number of groups; see :func:`legal_groups`.
+        groups: Asked number of groups; see ``legal_groups``.
         eps: Added to the variance.
 
     Source: Wu & He, "Group Normalization", 2018.
 
-    Example:
+    Examples:
         >>> GroupNorm(16).num_groups
         8
     """
@@ -200,7 +200,7 @@ class EvoNormS0(_EvoNorm):
 
     Args:
         num_channels: C of the input ``[N, C, H, W]``.
-        groups: Asked number of groups; see :func:`legal_groups`.
+        groups: Asked number of groups; see ``legal_groups``.
         eps: Added to the biased variance, which is computed in float32.
         act: False where no activation follows: then x·γ + β.
 
@@ -209,7 +209,7 @@ class EvoNormS0(_EvoNorm):
 
     Source: Liu et al., "Evolving Normalization-Activation Layers", 2020 (arXiv 2004.02967), Table 1 and Appendix C.
 
-    Example:
+    Examples:
         >>> EvoNormS0(16)(torch.randn(2, 16, 5, 5)).shape
         torch.Size([2, 16, 5, 5])
     """
@@ -305,7 +305,7 @@ def get_norm(norm: Norm, num_channels: int, *, act: bool = True) -> nn.Module:
     Raises:
         ValueError: For an unknown name, with the nearest one.
 
-    Example:
+    Examples:
         >>> get_norm("group", 16)
         GroupNorm(8, 16, eps=1e-05, affine=True...)
     """

@@ -75,14 +75,14 @@ class RSU(_ResidualU):
         in_channels: C_in of the input ``[N, in_channels, H, W]``.
         mid_channels: M, the channels inside the U.
         out_channels: C_out of the output ``[N, out_channels, H, W]``.
-        norm: See :func:`segzoo.layers.get_norm`.
+        norm: See ``segzoo.layers.get_norm``.
 
     Raises:
         ValueError: If ``height`` is below 2.
 
     Source: Qin et al., "U²-Net", 2020 (arXiv 2005.09007), Fig. 2(e).
 
-    Example:
+    Examples:
         >>> RSU(7, 3, 32, 64)(torch.zeros(1, 3, 33, 47)).shape
         torch.Size([1, 64, 33, 47])
     """
@@ -110,11 +110,11 @@ class RSU4F(_ResidualU):
         in_channels: C_in of the input ``[N, in_channels, H, W]``.
         mid_channels: M, the channels inside the U.
         out_channels: C_out of the output ``[N, out_channels, H, W]``.
-        norm: See :func:`segzoo.layers.get_norm`.
+        norm: See ``segzoo.layers.get_norm``.
 
     Source: Qin et al., "U²-Net", 2020 (arXiv 2005.09007), Section 3.2 and Fig. 5.
 
-    Example:
+    Examples:
         >>> RSU4F(512, 256, 512)(torch.zeros(1, 512, 3, 2)).shape
         torch.Size([1, 512, 3, 2])
     """

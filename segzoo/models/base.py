@@ -80,7 +80,7 @@ class SegmentationModel(nn.Module):
         Args:
             x: Normalised pictures ``[N, in_channels, H, W]``.
 
-        Example:
+        Examples:
             >>> from segzoo import u2net_lite
             >>> u2net_lite().predict(torch.zeros(1, 3, 64, 48)).shape
             torch.Size([1, 1, 64, 48])

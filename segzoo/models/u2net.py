@@ -2,7 +2,7 @@
 
 Source: Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", 2020
 (arXiv 2005.09007), Fig. 5 and Table 1. State-dict keys are those of the well-known PyTorch tutorial implementation; the
-official ones are converted (:func:`segzoo.weights.convert.u2net_from_official`).
+official ones are converted (``segzoo.weights.convert.u2net_from_official``).
 """
 
 from __future__ import annotations
@@ -79,15 +79,14 @@ class U2Net(SegmentationModel):
         decoder: De_5 … De_1.
         num_classes: Output channels; 1 is the saliency map of the paper.
         in_channels: Input channels.
-        norm: See :func:`segzoo.layers.get_norm`.
+        norm: See ``segzoo.layers.get_norm``.
 
-    Returns:
-        ``forward``: logits ``[N, num_classes, H, W]`` of S_fuse in eval mode; in train mode the list
-        ``[S_fuse, De_1, De_2, …, De_5, En_6]`` of such tensors, which the paper supervises with one loss each.
+    In eval mode ``model(x)`` gives the logits ``[N, num_classes, H, W]`` of S_fuse; in train mode the list
+    ``[S_fuse, De_1, De_2, …, De_5, En_6]`` of such tensors, which the paper supervises with one loss each.
 
     Source: arXiv 2005.09007, Fig. 5 and Table 1.
 
-    Example:
+    Examples:
         >>> model = U2Net(LITE_ENCODER, LITE_DECODER, num_classes=2, in_channels=4, norm="group")
         >>> [list(x.shape) for x in model(torch.zeros(1, 4, 33, 47))][:2]
         [[1, 2, 33, 47], [1, 2, 33, 47]]
@@ -148,7 +147,7 @@ def u2net_full(
     """U²-Net (43,995,469 parameters), by default with the official weights trained on DUTS.
 
     Those are 176 MB, downloaded on first use. Their batch norms are folded: good to predict with as they are; to train
-    further, :func:`segzoo.weights.calibrate.calibrate` first.
+    further, ``segzoo.weights.calibrate.calibrate`` first.
 
     Args:
         weights: ``"duts"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None: random initialisation.
@@ -163,7 +162,7 @@ def u2net_full(
 
     Source: arXiv 2005.09007, Table 1, row "U²-Net".
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in u2net_full(weights=None).parameters())
         43995469
     """
@@ -203,7 +202,7 @@ def u2net_lite(
 
     Source: arXiv 2005.09007, Table 1, row "U²-Net†".
 
-    Example:
+    Examples:
         >>> sum(p.numel() for p in u2net_lite().parameters())
         1128333
     """

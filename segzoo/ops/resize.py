@@ -17,7 +17,7 @@ def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
         mode: ``"bilinear"`` or ``"bicubic"``: the filter is widened by the factor of reduction, as Pillow does.
             ``"nearest"`` for label maps.
 
-    Example:
+    Examples:
         >>> import torch
         >>> resize(torch.zeros(1, 3, 40, 60), (32, 32)).shape
         torch.Size([1, 3, 32, 32])
@@ -32,7 +32,7 @@ def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
 def resize_to(x: Tensor, reference: Tensor) -> Tensor:
     """``x`` resized bilinearly to the H × W of ``reference``, as a network's decoder does (no anti-aliasing).
 
-    Example:
+    Examples:
         >>> import torch
         >>> resize_to(torch.zeros(1, 3, 4, 4), torch.zeros(1, 8, 7, 9)).shape
         torch.Size([1, 3, 7, 9])

@@ -79,7 +79,7 @@ def _other_classes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], he
 def _adapt_stem(weight: Tensor, channels: int) -> Tensor:
     """``[out, in, k, k]`` for another ``in``: the sum for one channel, else repeats scaled by given/wanted.
 
-    Example:
+    Examples:
         >>> import torch
         >>> _adapt_stem(torch.ones(1, 3, 1, 1), 4).sum().item()
         3.0

@@ -1,6 +1,6 @@
 """Statistics for batch norms that had been folded into their convolutions, measured on pictures.
 
-A checkpoint whose norms were folded comes back (:mod:`segzoo.weights.convert`) with norms that do nothing. That is the
+A checkpoint whose norms were folded comes back (``segzoo.weights.convert``) with norms that do nothing. That is the
 same function in eval mode, and ruin in train mode, where each batch is normalised to mean 0 and variance 1 all the
 same. Measuring what each convolution gives out, and making that the running statistics, mends it.
 """
@@ -37,7 +37,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     Raises:
         ValueError: If there was no picture, or no batch norm with running statistics.
 
-    Example:
+    Examples:
         >>> norm = nn.BatchNorm2d(3).eval()
         >>> calibrate(norm, [torch.full((2, 3, 4, 4), 5.0)]), norm.running_mean.tolist()
         (2, [5.0, 5.0, 5.0])
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from segzoo import u2net_lite
     from segzoo._files import write_whole
     from segzoo.inference.picture import read_picture
-    from segzoo.inference.preprocess import preprocess
+    from segzoo.inference.preprocessing import preprocess
 
     parser = argparse.ArgumentParser(prog="python -m segzoo.weights.calibrate", description=main.__doc__)
     parser.add_argument("onnx", type=Path, help="the published u2netp.onnx")

@@ -36,7 +36,7 @@ class Preprocessing:
     def for_channels(self, channels: int) -> Preprocessing:
         """The same for another number of channels: those beyond get the average mean and std.
 
-        Example:
+        Examples:
             >>> Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)).for_channels(1).mean
             (0.5,)
         """
@@ -85,7 +85,7 @@ class Weights:
         metrics: {data set: {metric: value}}, measured with this project's own code by the protocol.
         published_metrics: The same as its publishers give them.
 
-    Example:
+    Examples:
         >>> get_weights("u2net_lite.duts").license
         'Apache-2.0'
     """
@@ -220,7 +220,7 @@ def get_weights(name: str) -> Weights:
     Raises:
         ValueError: For an unknown name, with the nearest one.
 
-    Example:
+    Examples:
         >>> get_weights("u2net_lite.duts").preprocessing.size
         (320, 320)
     """
@@ -235,7 +235,7 @@ def list_weights(pattern: str = "*") -> list[str]:
     Args:
         pattern: An architecture (``"u2net_lite"``: all its checkpoints) or a pattern with wildcards on the whole name.
 
-    Example:
+    Examples:
         >>> list_weights("u2net_lite")
         ['u2net_lite.duts']
     """

@@ -97,7 +97,7 @@ def u2net_from_onnx(path: str | os.PathLike[str]) -> StateDict:
 
     The file's 119 convolutions are the module's, in order of execution. What the folding left, a convolution with a
     bias, becomes a convolution without one and a batch norm whose statistics do nothing (mean 0, variance 1, the
-    weight making up for ε): right in eval mode; :func:`segzoo.weights.calibrate.calibrate` makes it fit to train.
+    weight making up for ε): right in eval mode; ``segzoo.weights.calibrate.calibrate`` makes it fit to train.
 
     Args:
         path: Such as rembg's ``u2netp.onnx`` and ``u2net.onnx``.

@@ -25,13 +25,13 @@ def fetch(record: Weights, *, progress: bool = True) -> Path:
     folder (``TORCH_HOME``), so that the next time needs no network either.
 
     Args:
-        record: From :func:`segzoo.get_weights`.
+        record: From ``segzoo.get_weights``.
         progress: Whether a download shows a progress bar on stderr.
 
     Raises:
         ConnectionError: If none of the record's sources gave the file; it says what each answered.
 
-    Example:
+    Examples:
         >>> from segzoo import get_weights
         >>> fetch(get_weights("u2net_lite.duts")).name
         'u2net_lite.duts.safetensors'

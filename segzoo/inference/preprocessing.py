@@ -17,13 +17,13 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> Tensor:
     """A picture as a model takes it.
 
     Args:
-        picture: From :func:`segzoo.inference.read_picture`; transparent parts are seen on white.
+        picture: From ``segzoo.inference.read_picture``; transparent parts are seen on white.
         preprocessing: The resize rule, the scale, mean and std; as many channels as the picture has.
 
     Returns:
         float32 ``[C, H, W]``, at ``preprocessing.size`` or the picture's own.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from segzoo.inference import read_picture
         >>> preprocess(read_picture(np.zeros((30, 40, 3), np.uint8)), Preprocessing()).shape
