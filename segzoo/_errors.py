@@ -18,8 +18,9 @@ def unknown_name(kind: str, given: object, known: Iterable[str]) -> ValueError:
         ValueError("unknown norm 'bacth': did you mean 'batch'? Known: batch, group")
     """
     names = sorted(known)
-    nearest = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    lower = {name.lower(): name for name in names}
+    nearest = difflib.get_close_matches(str(given).lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[nearest[0]]!r}? " if nearest else ""
     listed = ", ".join(names[:_MOST_LISTED]) + (
         f" and {len(names) - _MOST_LISTED} more" if names[_MOST_LISTED:] else ""
     )

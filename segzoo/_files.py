@@ -44,5 +44,5 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename == str(part):
-            error.filename, error.filename2 = str(path), None  # nobody asked for the .part
+            raise type(error)(error.errno, error.strerror, str(path)) from None  # nobody asked for the .part
         raise

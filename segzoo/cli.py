@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import os
@@ -99,6 +98,10 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="u2net_lite.duts", metavar="NAME", help="see segzoo list (default: %(default)s)"
     )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="your own weights for that model: .safetensors, .pth or .onnx"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it lies beside the picture")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument(
         "--precision",
@@ -231,12 +234,21 @@ def _target_file(args: argparse.Namespace) -> str:
     from segzoo.inference.picture import check_output
 
     path = Path(args.output)
+    if args.output.endswith(("/", os.sep)) and not path.is_dir():
+        raise FileNotFoundError(f"there is no folder {args.output}")
     if path.is_dir():
         name = "stdin" if args.inputs[0] == "-" else Path(args.inputs[0]).stem
         path /= f"{name}{args.suffix}"
     check_output(path, "RGBA" if args.command == "cutout" and not args.background else "RGB")
-    if args.inputs[0] != "-" and path.exists() and Path(args.inputs[0]).exists() and path.samefile(args.inputs[0]):
+    if args.inputs[0] == "-" or not path.exists():
+        return str(path)
+    if path.samefile(args.inputs[0]):
         raise ValueError(f"{path} is the picture itself: choose another output")
+    if path.resolve().parent == Path(args.inputs[0]).resolve().parent and not args.overwrite:
+        # a pattern like *.png that happens to match two pictures must not cost one of them
+        raise ValueError(
+            f"{path} is there already, beside the picture: --overwrite replaces it; several go to a folder"
+        )
     return str(path)
 
 
@@ -252,8 +264,11 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     # Pillow warns of large pictures and of damaged metadata; what cannot be read is an error anyway.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    model: Any = args.model
+    if args.weights:
+        model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
     return segzoo.Predictor(
-        args.model, device=args.device, precision=args.precision, batch_size=args.batch_size, min_max=args.min_max
+        model, device=args.device, precision=args.precision, batch_size=args.batch_size, min_max=args.min_max
     )
 
 
@@ -316,41 +331,32 @@ def _info(args: argparse.Namespace) -> int:
     from segzoo.registry import find_factory, task_of
 
     if "." in args.name:
-        records = [segzoo.get_weights(args.name)]
-    elif find_factory(args.name) is None:
+        record = segzoo.get_weights(args.name)
+        print(_json(record.to_dict()) if args.json else _table(_record_rows(record)))
+        return _DONE
+    factory = find_factory(args.name)
+    if factory is None:
         from segzoo._errors import unknown_name
 
         raise unknown_name("model", args.name, [*segzoo.list_models(), *segzoo.list_weights()])
-    else:
-        records = [segzoo.get_weights(name) for name in segzoo.list_weights(args.name)]
+    records = [segzoo.get_weights(name) for name in segzoo.list_weights(args.name)]
+    about = {
+        "model": args.name,
+        "about": (factory.__doc__ or "").strip().splitlines()[0],
+        "task": task_of(args.name),
+        "parameters": _parameters(args.name),
+    }
     if args.json:
-        shown = [_as_data(record) for record in records]
-        print(json.dumps(shown, indent=2, ensure_ascii=False))
+        print(_json({**about, "weights": [record.to_dict() for record in records]}))
         return _DONE
-    if "." not in args.name:
-        about = (find_factory(args.name).__doc__ or "").strip().splitlines()[0]
-        print(
-            _table(
-                [
-                    ("model", args.name),
-                    ("about", about),
-                    ("task", task_of(args.name)),
-                    ("parameters", f"{_parameters(args.name):,}"),
-                ]
-            )
-        )
+    print(_table([(key, f"{value:,}" if isinstance(value, int) else value) for key, value in about.items()]))
     for record in records:
-        print("" if "." in args.name else "\n", end="")
-        print(_table(_record_rows(record)))
+        print("\n" + _table(_record_rows(record)))
     return _DONE
 
 
-def _as_data(record: Any) -> dict[str, Any]:
-    tables = ("metrics", "published_metrics")
-    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name not in tables}
-    values["preprocessing"] = dataclasses.asdict(record.preprocessing)
-    values["sources"] = [dataclasses.asdict(source) for source in record.sources]
-    return values | {name: {k: dict(v) for k, v in getattr(record, name).items()} for name in tables}
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def _record_rows(record: Any) -> list[tuple[str, str]]:

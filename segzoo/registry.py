@@ -80,6 +80,10 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     architecture, dot, tag = name.partition(".")
     factory = find_factory(architecture)
     if factory is None:
+        from segzoo.weights.convert import SUFFIXES
+
+        if name.lower().endswith(SUFFIXES):
+            raise ValueError(f"{name!r} is a weights file: name its model, as in segzoo.u2net_lite(weights={name!r})")
         raise _unknown("model", architecture, _factories)
     if dot:
         if "weights" in kwargs:

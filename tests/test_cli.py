@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from test_pictures import BAD, bad_files
 
 import segzoo
@@ -126,6 +127,8 @@ def test_bad_pictures(said, coffee: Path, tmp_path: Path, name: str) -> None:
         (["cutout", "{coffee}", "{tmp}/out.png", "--batch-size", "0"], "batch_size must be a positive int, got 0"),
         (["cutout", "{coffee}", "{tmp}/out.png", "--max-pixels", "1000"], "use --max-pixels for pictures you trust"),
         (["cutout", "{coffee}", ""], "a path is empty"),
+        (["cutout", "{coffee}", "{tmp}/new/"], "there is no folder {tmp}/new/"),
+        (["cutout", "{coffee}", "{coffee}", "{tmp}/out", "--suffix", "jpg"], "suffix 'jpg' names no picture format"),
         (["cutout", "{tmp}/no/", "{tmp}/out"], "there is no picture {tmp}/no/"),
         (["cutout", "{coffee}", "{coffee}", "{tmp}/out", "--suffix", ".jpg"], "JPEG has no transparency"),
         (["cutout", "{coffee}", "{tmp}/out.png", "--device", "meta"], "'meta' was asked for and is not there"),
@@ -148,6 +151,31 @@ def test_mistakes_get_one_sentence(
     assert code == 2 and err.count("\n") == 1 and err.startswith("segzoo: error: ")
     assert words.format(tmp=tmp_path) in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pattern_that_matches_two_pictures_costs_none(said, coffee: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        with Image.open(coffee) as image:
+            image.save(tmp_path / name)
+    before = (tmp_path / "b.png").read_bytes()
+    code, err = said("cutout", tmp_path / "a.png", tmp_path / "b.png")
+    assert code == 2 and "b.png is there already, beside the picture: --overwrite replaces it" in err
+    assert (tmp_path / "b.png").read_bytes() == before
+    assert said("cutout", tmp_path / "a.png", tmp_path / "b.png", "--overwrite") == (0, "")
+    the_cup_is_cut_out(alpha_of(tmp_path / "b.png"))
+    (tmp_path / "out").mkdir()
+    for _ in range(2):  # results elsewhere are made again as they are asked for
+        assert said("cutout", tmp_path / "a.png", tmp_path / "out" / "a.png") == (0, "")
+
+
+def test_weights_of_ones_own(said, coffee: Path, tmp_path: Path) -> None:
+    save_file(segzoo.u2net_lite().state_dict(), tmp_path / "mine.safetensors")
+    assert said("cutout", coffee, tmp_path / "out.png", "--weights", tmp_path / "mine.safetensors") == (0, "")
+    the_cup_is_cut_out(alpha_of(tmp_path / "out.png"))
+    code, err = said("cutout", coffee, tmp_path / "no.png", "--weights", tmp_path / "no.safetensors")
+    assert code == 2 and "there is no weights file" in err
+    code, err = said("cutout", coffee, tmp_path / "no.png", "--model", "mine.safetensors")
+    assert code == 2 and "is a weights file: name its model" in err
 
 
 def test_the_picture_itself_is_never_overwritten(said, coffee: Path, tmp_path: Path) -> None:
@@ -245,8 +273,10 @@ def test_list_and_info(capsys: pytest.CaptureFixture[str]) -> None:
         for known in ("Apache-2.0", "DUTS-TR", "arXiv:2005.09007", "sha256", "320×320"):
             assert known in out
         assert main(["info", name, "--json"]) == 0
-        records = json.loads(capsys.readouterr().out)
-        assert records and records[0]["license"] == "Apache-2.0"
+        shown = json.loads(capsys.readouterr().out)
+        record = shown if "." in name else shown["weights"][0]
+        assert record["license"] == "Apache-2.0" and record["sources"][0]["sha256"]
+        assert "." in name or shown["parameters"] in (1_128_333, 43_995_469)
 
 
 def test_a_killed_run_leaves_whole_files_only(coffee: Path, tmp_path: Path) -> None:

@@ -211,6 +211,11 @@ def test_saving(tmp_path: Path, predictor: segzoo.Predictor, coffee: Path) -> No
     np.testing.assert_array_equal(np.asarray(opened(tmp_path / "mask.png")), prediction.mask * 255)
     prediction.save(tmp_path / "cut.webp", "cutout")
     assert opened(tmp_path / "cut.webp").mode == "RGBA"
+    with pytest.raises(ValueError, match="background, hard and classes are a cut-out's, not of kind='mask'"):
+        prediction.save(tmp_path / "x.png", background="red")
+    with pytest.raises(FileNotFoundError) as caught:
+        prediction.save(tmp_path / "no" / "x.png")
+    assert str(caught.value) == f"[Errno 2] No such file or directory: '{tmp_path / 'no' / 'x.png'}'"
     with pytest.raises(ValueError, match="unknown kind of picture 'cutuot': did you mean 'cutout'"):
         prediction.save(tmp_path / "x.png", "cutuot")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="JPEG has no transparency"):
@@ -294,7 +299,7 @@ def test_streams_give_errors_in_their_place(quick: segzoo.Predictor, tmp_path: P
     with pytest.raises(FileNotFoundError):
         quick(pictures)
     with pytest.raises(ValueError, match="unknown value of errors"):
-        list(quick.stream([], errors="ignore"))  # type: ignore[arg-type]
+        quick.stream([], errors="ignore")  # type: ignore[arg-type]
 
 
 def test_one_predictor_serves_several_threads(quick: segzoo.Predictor) -> None:

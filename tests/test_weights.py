@@ -156,6 +156,9 @@ def test_official_state_dicts_convert(bias: bool, tmp_path: Path) -> None:
     save_file(official, tmp_path / "u2netp.safetensors")
     for file in ("u2netp.pth", "u2netp.safetensors"):
         assert all(torch.equal(v, converted[k]) for k, v in read_state_dict(tmp_path / file).items())
+    for prefix, wrapper in (("module.", "model"), ("_orig_mod.", "state_dict"), ("model.", "model_state_dict")):
+        torch.save({wrapper: {prefix + k: v for k, v in official.items()}, "epoch": 3}, tmp_path / "run.ckpt")
+        assert all(torch.equal(v, converted[k]) for k, v in read_state_dict(tmp_path / "run.ckpt").items())
     lacking = {k: v for k, v in official.items() if k != "stage3.rebnconv2.bn_s1.running_mean"}
     if bias:
         with pytest.raises(ValueError, match=r"encode_modules.2.encode_modules.1.bn.running_mean is missing"):
@@ -268,7 +271,7 @@ class Malicious:
         ("a.pth", pickle.dumps(Malicious()), "cannot be loaded as plain tensors"),
         ("a.onnx", b"", "is not an ONNX file"),
         ("a.onnx", b"<html>not found</html>", "is not an ONNX file"),
-        ("a.tar", b"", "a weights file ends in .safetensors, .pth, .pt, .onnx"),
+        ("a.tar", b"", "a weights file ends in .safetensors, .pth, .pt, .ckpt, .onnx"),
     ],
 )
 def test_files_that_are_no_weights(name: str, content: bytes, words: str, tmp_path: Path, capsys) -> None:
@@ -282,6 +285,9 @@ def test_files_that_are_no_weights(name: str, content: bytes, words: str, tmp_pa
 def test_a_missing_file_and_a_list_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no weights file .*nothing\.pth"):
         segzoo.u2net_lite(weights=tmp_path / "nothing.pth")
+    torch.save(tiny(), tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match=r"whole.pth .* save model.state_dict\(\), not the model"):
+        segzoo.u2net_lite(weights=tmp_path / "whole.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="holds no state dict"):
         segzoo.u2net_lite(weights=tmp_path / "list.pth")
@@ -387,7 +393,8 @@ def test_a_damaged_norm_is_no_other_norm(lost: str, norm: str, recwarn: pytest.W
 def test_preprocessing_for_other_channels() -> None:
     p = Preprocessing(mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3))
     assert p.for_channels(3) is p
-    assert p.for_channels(2).mean == (0.4, 0.4) and p.for_channels(5).std == (0.2,) * 5
+    assert p.for_channels(2).mean == (0.4, 0.4) and p.for_channels(1).std == (0.2,)
+    assert p.for_channels(5).mean == (0.2, 0.4, 0.6, 0.4, 0.4) and p.for_channels(5).std == (0.1, 0.2, 0.3, 0.2, 0.2)
 
 
 # Calibration.

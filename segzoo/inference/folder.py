@@ -79,6 +79,8 @@ def predict_folder(
     if background is not None:
         parse_colour(background)
     mode = "RGBA" if kind == "cutout" and background is None else "RGB"
+    if not Path(f"picture{suffix}").suffix:
+        raise ValueError(f"suffix {suffix!r} names no picture format, such as '.png' or '_cut.png'")
     format_for(mode, f"picture{suffix}")
     destination = Path(destination)
     plan = _plan(pictures, destination, suffix, recursive)

@@ -87,7 +87,8 @@ def read_picture(source: PictureLike, *, in_channels: int = 3) -> Picture:
     if hasattr(source, "read"):
         return _from_file(source, getattr(source, "name", "the stream"), in_channels)
     raise TypeError(
-        f"a picture is a path, an open file, a PIL image, an array or a tensor; got {type(source).__name__}"
+        f"a picture is a path, an open file, a PIL image, an array or a tensor; got {type(source).__name__} "
+        "(several go in as a list, or through Predictor.stream)"
     )
 
 
@@ -97,7 +98,7 @@ def _from_file(source: str | os.PathLike[str] | IO[bytes], name: object, in_chan
         if not name:
             raise ValueError("the picture's path is empty")
         if path.is_dir():
-            raise ValueError(f"{name} is a folder, expected a picture")
+            raise ValueError(f"{name} is a folder, expected a picture (segzoo.inference.predict_folder takes folders)")
         if not path.exists():
             raise FileNotFoundError(f"there is no picture {name}")
     with _one_sentence(name), Image.open(source) as image:
@@ -106,10 +107,10 @@ def _from_file(source: str | os.PathLike[str] | IO[bytes], name: object, in_chan
 
 def _decode(image: Image.Image, name: object, in_channels: int) -> Picture:
     if 0 in image.size:
-        raise _BadPicture(f"{name} has no pixels: {image.width}×{image.height}")
+        raise PictureError(f"{name} has no pixels: {image.width}×{image.height}")
     if in_channels not in (1, 3):
         shapes = f"an array [H, W, {in_channels}] or a tensor [{in_channels}, H, W]"
-        raise _BadPicture(f"{name}: this model takes {in_channels} bands; pass {shapes}")
+        raise PictureError(f"{name}: this model takes {in_channels} bands; pass {shapes}")
     with _one_sentence(name):
         image.load()
         return _from_image(_upright(image), in_channels)
@@ -120,23 +121,23 @@ def _one_sentence(name: object) -> Iterator[None]:
     """Whatever Pillow's openers and decoders raise on bad bytes, as one ValueError that names the picture."""
     try:
         yield
-    except (MemoryError, _BadPicture):
+    except (MemoryError, PictureError):
         raise
     except UnidentifiedImageError:
-        raise _BadPicture(f"{name} is not a picture in a format that Pillow reads") from None
+        raise PictureError(f"{name} is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError as error:
-        raise _BadPicture(
+        raise PictureError(
             f"{name} is too large to open unasked ({_reason(error)}); "
             "raise PIL.Image.MAX_IMAGE_PIXELS for pictures you trust"
         ) from None
     except PermissionError:
-        raise _BadPicture(f"{name} cannot be read: permission denied") from None
+        raise PictureError(f"{name} cannot be read: permission denied") from None
     except Exception as error:
-        raise _BadPicture(f"{name} is broken or cannot be decoded ({_reason(error)})") from error
+        raise PictureError(f"{name} is broken or cannot be decoded ({_reason(error)})") from error
 
 
-class _BadPicture(ValueError):
-    """A ValueError that has its sentence already."""
+class PictureError(ValueError):
+    """A picture that cannot be read, and why, in one sentence that names it."""
 
 
 def _reason(error: Exception) -> str:
@@ -202,10 +203,10 @@ def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     if values.dtype == np.uint16:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype.kind != "f":
-        raise _BadPicture(f"pixels are uint8, uint16, bool or floating point in 0…1, got {values.dtype}")
+        raise PictureError(f"pixels are uint8, uint16, bool or floating point in 0…1, got {values.dtype}")
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # also refuses NaN
-        raise _BadPicture(f"floating point pixels lie in 0…1, got {low:g} to {high:g}: divide by 255, or pass uint8")
+        raise PictureError(f"floating point pixels lie in 0…1, got {low:g} to {high:g}: divide by 255, or pass uint8")
     return (values.astype(np.float32) * 255 + 0.5).astype(np.uint8)
 
 

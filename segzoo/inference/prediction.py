@@ -148,6 +148,8 @@ class Prediction:
             hard: See ``cutout``.
             classes: See ``cutout``.
         """
+        if kind != "cutout" and (background is not None or hard or classes is not None):
+            raise ValueError(f"background, hard and classes are a cut-out's, not of kind={kind!r}")
         if kind == "cutout":
             return self.cutout(background=background, hard=hard, classes=classes)
         if kind == "overlay":

@@ -120,7 +120,11 @@ class Predictor:
             raise unknown_name("value of errors", errors, ["raise", "return"])
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        source = iter(pictures)
+        return self._stream(iter(pictures), workers, errors)  # a generator would complain at its first next()
+
+    def _stream(
+        self, source: Iterator[PictureLike], workers: int, errors: Literal["raise", "return"]
+    ) -> Iterator[Prediction | Exception]:
         waiting: deque[Future[tuple[Picture, Tensor]]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="segzoo-decode")
         try:

@@ -80,6 +80,7 @@ class U2Net(SegmentationModel):
         num_classes: Output channels; 1 is the saliency map of the paper.
         in_channels: Input channels.
         norm: See ``segzoo.layers.get_norm``.
+        multilabel: Whether classes may overlap: probabilities are then a sigmoid each.
 
     In eval mode ``model(x)`` gives the logits ``[N, num_classes, H, W]`` of S_fuse; in train mode the list
     ``[S_fuse, De_1, De_2, …, De_5, En_6]`` of such tensors, which the paper supervises with one loss each.
@@ -105,8 +106,9 @@ class U2Net(SegmentationModel):
         num_classes: int = 1,
         in_channels: int = 3,
         norm: Norm = "batch",
+        multilabel: bool = False,
     ) -> None:
-        super().__init__(num_classes, in_channels)
+        super().__init__(num_classes, in_channels, multilabel=multilabel)
         rows = [encoder[0]._replace(in_channels=in_channels), *encoder[1:]]
         self.encode_modules = nn.ModuleList(row.build(norm) for row in rows)
         self.decode_modules = nn.ModuleList(row.build(norm) for row in decoder)

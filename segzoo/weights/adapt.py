@@ -28,9 +28,9 @@ def adapt_state_dict(
 ) -> dict[str, Tensor]:
     """A state dict that fits ``target`` exactly, made of ``state`` where it fits and of ``target`` where it may not.
 
-    Three differences are bridged, each logged: another number of classes (the heads keep ``target``'s values), another
-    number of input channels (the stem's filters are summed to one, or repeated and scaled by given/wanted, as timm
-    does), another norm (γ and β are kept, statistics dropped).
+    Three differences are bridged, the first two logged: another number of classes (the heads keep ``target``'s
+    values), another number of input channels (the stem's filters are summed to one, or repeated and scaled by
+    given/wanted, as timm does), another norm (γ and β are kept, statistics dropped).
 
     Args:
         state: The checkpoint.
@@ -63,10 +63,12 @@ def adapt_state_dict(
 
     _refuse_misfits(adapted, target, origin)
     for note in notes:
-        logger.info("%s has %s", origin, note)
+        logger.warning("%s has %s", origin, note)
     if other_norm:
-        message = f"{origin} has another norm: γ and β were kept, its statistics were not; the model needs fine-tuning"
-        logger.info(message)
+        message = (
+            f"{origin} has another norm: γ and β were kept, its statistics were not; the model needs fine-tuning "
+            "(with an EvoNorm, nearly from scratch)"
+        )
         warnings.warn(message, UserWarning, stacklevel=4)  # the line that called the factory
     return adapted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     def for_channels(self, channels: int) -> Preprocessing:
-        """The same for another number of channels: those beyond get the average mean and std.
+        """The same for another number of channels: further ones, or all of fewer, get the average mean and std.
 
         Examples:
             >>> Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)).for_channels(1).mean
@@ -42,8 +42,14 @@ class Preprocessing:
         """
         if channels == len(self.mean):
             return self
-        mean, std = (round(sum(v) / len(v), 6) for v in (self.mean, self.std))
-        return replace(self, mean=(mean,) * channels, std=(std,) * channels)
+        mean, std = (self._extended(values, channels) for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
+
+    @staticmethod
+    def _extended(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+        average = (round(sum(values) / len(values), 6),)
+        more = channels - len(values)
+        return values + average * more if more > 0 else average * channels
 
 
 @dataclass(frozen=True)
@@ -117,10 +123,25 @@ class Weights:
         return hash((self.name, self.sources))
 
     def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied as they are
+        return _rebuild, (self._plain(),)
+
+    def _plain(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("metrics", "published_metrics"):
             values[name] = {data_set: dict(v) for data_set, v in values[name].items()}
-        return _rebuild, (values,)
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain dictionaries, for ``json.dumps``.
+
+        Examples:
+            >>> get_weights("u2net_lite.duts").to_dict()["preprocessing"]["size"]
+            (320, 320)
+        """
+        values = self._plain()
+        values["preprocessing"] = asdict(self.preprocessing)
+        values["sources"] = [asdict(source) for source in self.sources]
+        return values
 
     @property
     def architecture(self) -> str:

@@ -34,7 +34,8 @@ _BATCH_NORM_EPS = 1e-5
 
 StateDict = dict[str, Tensor]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".onnx")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx")
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 
 def _u2net_official_convolutions() -> list[str]:
@@ -136,8 +137,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
     Args:
         path: A ``.safetensors`` file, a ``.pth``/``.pt`` file (loaded with ``weights_only=True``: it cannot run code),
-            or the ``.onnx`` file of a U²-Net. A wrapping ``{"model": …}`` or ``{"state_dict": …}`` and a ``module.``
-            prefix are taken off, the official U²-Net's keys are converted; other keys stay as they are.
+            or the ``.onnx`` file of a U²-Net. A wrapping ``{"model": …}`` or ``{"state_dict": …}`` is taken off, and so
+            are the prefixes that DistributedDataParallel, torch.compile and Lightning put before every key; the
+            official U²-Net's keys are converted; other keys stay as they are.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -169,18 +171,25 @@ def _load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the broken bytes lead to
-        said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-        reason = f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
-        raise ValueError(f"{path} cannot be loaded as plain tensors ({reason})") from error
+        raise ValueError(
+            f"{path} cannot be loaded as plain tensors ({type(error).__name__}): "
+            "it is no PyTorch file, or holds more than tensors; save model.state_dict(), not the model"
+        ) from error
 
 
 def _unwrap(path: Path, loaded: Any) -> StateDict:
-    for key in ("model", "state_dict"):
+    for key in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ValueError(f"{path} holds no state dict (names to tensors)")
-    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+        raise ValueError(
+            f"{path} holds no state dict: names to tensors, bare or under {', '.join(map(repr, _WRAPPERS))}"
+        )
+    state = {str(key): value for key, value in loaded.items()}
+    for prefix in ("module.", "_orig_mod.", "model."):  # DistributedDataParallel, torch.compile, Lightning
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _some(keys: list[str], most: int = 4) -> str:
