@@ -1,11 +1,11 @@
-"""The sentence for a name that does not exist."""
+"""The words that errors share: the sentence for a name that does not exist, and a few of many keys."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["unknown_name"]
+__all__ = ["some_of", "unknown_name"]
 
 _MOST_LISTED = 16
 
@@ -25,3 +25,13 @@ def unknown_name(kind: str, given: object, known: Iterable[str]) -> ValueError:
         f" and {len(names) - _MOST_LISTED} more" if names[_MOST_LISTED:] else ""
     )
     return ValueError(f"unknown {kind} {given!r}: {hint}Known: {listed or 'none'}")
+
+
+def some_of(keys: Sequence[str], most: int = 4) -> str:
+    """The first few of many keys, for a message.
+
+    Examples:
+        >>> some_of(list("abcdef"))
+        'a, b, c, d …'
+    """
+    return ", ".join(keys[:most]) + (" …" if len(keys) > most else "")

@@ -191,10 +191,6 @@ def _pictures(args: argparse.Namespace, kind: Any, **options: Any) -> int:
     """One picture to one file, or several to a folder; what can be checked without the model is checked first."""
     if "" in (*args.inputs, args.output):
         raise ValueError("a path is empty: IN and OUT are a picture, a folder or -")
-    if options.get("background"):
-        from segzoo.inference.colours import parse_colour
-
-        parse_colour(options["background"])
     if len(args.inputs) > 1 or Path(args.inputs[0]).is_dir():
         if "-" in args.inputs:
             raise ValueError("- (standard input) is one picture and goes alone")
@@ -205,7 +201,12 @@ def _pictures(args: argparse.Namespace, kind: Any, **options: Any) -> int:
         return _folder(args, _predictor(args), kind, options)
     if args.inputs[0] != "-" and not Path(args.inputs[0]).exists():
         raise FileNotFoundError(f"there is no picture {args.inputs[0]}")
-    target = _standard_output() if args.output == "-" else _target_file(args)
+    background = options.get("background")
+    if background is not None:
+        from segzoo.inference.colours import parse_colour
+
+        parse_colour(background)
+    target = _standard_output() if args.output == "-" else _target_file(args, kind, background)
     source = _standard_input() if args.inputs[0] == "-" else args.inputs[0]
     _predictor(args)(source).save(target, kind, **options)
     return _DONE
@@ -229,9 +230,10 @@ def _standard_output() -> IO[bytes]:
     return sys.stdout.buffer
 
 
-def _target_file(args: argparse.Namespace) -> str:
+def _target_file(args: argparse.Namespace, kind: Any, background: str | None) -> str:
     """The file that one picture becomes, refused now if it cannot be written."""
     from segzoo.inference.picture import check_output
+    from segzoo.inference.prediction import output_mode
 
     path = Path(args.output)
     if args.output.endswith(("/", os.sep)) and not path.is_dir():
@@ -239,7 +241,7 @@ def _target_file(args: argparse.Namespace) -> str:
     if path.is_dir():
         name = "stdin" if args.inputs[0] == "-" else Path(args.inputs[0]).stem
         path /= f"{name}{args.suffix}"
-    check_output(path, "RGBA" if args.command == "cutout" and not args.background else "RGB")
+    check_output(path, output_mode(kind, background))
     if args.inputs[0] == "-" or not path.exists():
         return str(path)
     if path.samefile(args.inputs[0]):

@@ -13,7 +13,7 @@ from typing import Any
 from segzoo._errors import unknown_name
 from segzoo.inference.colours import parse_colour
 from segzoo.inference.picture import PictureLike, check_output, format_for, picture_suffixes
-from segzoo.inference.prediction import KINDS, Kind, Prediction
+from segzoo.inference.prediction import KINDS, Kind, Prediction, output_mode
 from segzoo.inference.predictor import Predictor
 
 __all__ = ["FolderReport", "predict_folder"]
@@ -78,7 +78,7 @@ def predict_folder(
         raise unknown_name("kind of picture", kind, KINDS)
     if background is not None:
         parse_colour(background)
-    mode = "RGBA" if kind == "cutout" and background is None else "RGB"
+    mode = output_mode(kind, background)
     if not Path(f"picture{suffix}").suffix:
         raise ValueError(f"suffix {suffix!r} names no picture format, such as '.png' or '_cut.png'")
     format_for(mode, f"picture{suffix}")

@@ -18,7 +18,7 @@ from segzoo.inference.colours import colour_map, parse_colour
 from segzoo.inference.picture import Picture, save_image
 from segzoo.ops import resize
 
-__all__ = ["KINDS", "Kind", "Prediction", "stretch"]
+__all__ = ["KINDS", "Kind", "Prediction", "output_mode", "stretch"]
 
 Kind = Literal["mask", "probability", "cutout", "overlay"]
 KINDS: tuple[Kind, ...] = ("mask", "probability", "cutout", "overlay")
@@ -160,7 +160,7 @@ class Prediction:
         if kind != "mask":
             raise unknown_name("kind of picture", kind, KINDS)
         if len(self.scores) == 1:
-            return Image.fromarray(self.mask.reshape(self.mask.shape[-2:]) * np.uint8(255))
+            return Image.fromarray(self._foreground(None, hard=True))
         image = Image.fromarray(self._index_map())
         image.putpalette(colour_map().tobytes())
         return image
@@ -223,6 +223,11 @@ class Prediction:
             return self.mask
         best = self.probabilities.argmax(0)
         return np.where(self.mask.any(0), best + 1, 0).astype(np.uint8)
+
+
+def output_mode(kind: Kind, background: str | None) -> str:
+    """The PIL mode to ask a file format for, before there is a prediction: RGBA where the picture is transparent."""
+    return "RGBA" if kind == "cutout" and background is None else "RGB"
 
 
 def stretch(scores: Tensor) -> Tensor:

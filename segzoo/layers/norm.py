@@ -40,6 +40,10 @@ def _values_per_channel(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
+def _by_running_statistics(norm: nn.BatchNorm2d | nn.SyncBatchNorm | FrozenBatchNorm, x: Tensor) -> Tensor:
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation that also trains on a single value per channel.
 
@@ -56,7 +60,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[N, C, H, W]``."""
         if self.training and _values_per_channel(x) == 1 and self.running_mean is not None:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return _by_running_statistics(self, x)
         return super().forward(x)
 
 
@@ -68,7 +72,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         alone = not distributed or torch.distributed.get_world_size(self.process_group) == 1
         if self.training and alone and _values_per_channel(x) == 1 and self.running_mean is not None:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return _by_running_statistics(self, x)
         return super().forward(x)
 
 
@@ -102,7 +106,7 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[N, C, H, W]``."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return _by_running_statistics(self, x)
 
     def extra_repr(self) -> str:
         """As ``BatchNorm2d`` prints itself."""

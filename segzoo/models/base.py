@@ -147,13 +147,14 @@ def _load(architecture: str, weights: str | os.PathLike[str], progress: bool) ->
     if not isinstance(weights, (str, os.PathLike)):
         raise TypeError(f"weights is a tag, a path or None, got {type(weights).__name__}")
     text = os.fspath(weights)
-    tags = {get_weights(name).tag: name for name in list_weights(architecture)}
-    name = tags.get(text, text)
-    if name in tags.values():
-        return get_weights(name), read_state_dict(fetch(get_weights(name), progress=progress)), name
+    records = [get_weights(name) for name in list_weights(architecture)]
+    known = {record.tag: record for record in records} | {record.name: record for record in records}
+    if text in known:
+        record = known[text]
+        return record, read_state_dict(fetch(record, progress=progress)), record.name
     if not isinstance(weights, str) or len(Path(text).parts) > 1 or Path(text).suffix.lower() in SUFFIXES:
         return None, read_state_dict(text), text
-    raise unknown_name(f"weights for {architecture}", text, [*tags, *tags.values()])
+    raise unknown_name(f"weights for {architecture}", text, known)
 
 
 def _classes_in(state: StateDict, cls: type[SegmentationModel]) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from segzoo._errors import some_of
+
 __all__ = ["adapt_state_dict"]
 
 logger = logging.getLogger(__name__)
@@ -143,7 +145,7 @@ def _refuse_misfits(adapted: Mapping[str, Tensor], target: Mapping[str, Tensor],
         if key in adapted and adapted[key].shape != target[key].shape
     ]
     problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:4])}{' …' if len(keys) > 4 else ''})"
+        f"{len(keys)} {what} ({some_of(keys)})"
         for what, keys in (("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", shapes))
         if keys
     ]

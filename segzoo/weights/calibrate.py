@@ -108,12 +108,10 @@ def _recentre(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the bundled file: ``python -m segzoo.weights.calibrate u2netp.onnx ECSSD_IMAGES OUT.safetensors``."""
-    from safetensors.torch import save
-
     from segzoo import u2net_lite
-    from segzoo._files import write_whole
     from segzoo.inference.picture import read_picture
     from segzoo.inference.preprocessing import preprocess
+    from segzoo.weights.convert import write_state_dict
 
     parser = argparse.ArgumentParser(prog="python -m segzoo.weights.calibrate", description=main.__doc__)
     parser.add_argument("onnx", type=Path, help="the published u2netp.onnx")
@@ -127,11 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = sorted(args.pictures.iterdir())[:: args.step][: args.count]
     batches = (preprocess(read_picture(path), model.preprocessing)[None] for path in paths)
     count = calibrate(model, batches)
-    # The counter of a norm that never saw a training batch says so: momentum=None would average from it.
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    with write_whole(args.out) as file:
-        file.write(save(state, metadata={"format": "pt", "weights": "u2net_lite.duts", "license": "Apache-2.0"}))
-    sys.stdout.write(f"{args.out}: {sum(v.numel() for v in state.values())} values, calibrated with {count} pictures\n")
+    digest = write_state_dict(model.state_dict(), args.out, {"weights": "u2net_lite.duts", "license": "Apache-2.0"})
+    sys.stdout.write(f"{args.out}: calibrated with {count} pictures, sha256 {digest}\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -11,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segzoo._errors import some_of
+from segzoo._files import write_whole
 from segzoo.weights.onnx_reader import read_convolutions
 
-__all__ = ["read_state_dict", "u2net_from_official", "u2net_from_onnx"]
+__all__ = ["read_state_dict", "u2net_from_official", "u2net_from_onnx", "write_state_dict"]
 
 # The heights of U²-Net's stages: encoder 1 to 6, then decoder 5 to 1, as they are executed.
 _STAGES = (
@@ -83,7 +86,7 @@ def u2net_from_official(state: Mapping[str, Tensor]) -> StateDict:
     converted = {_u2net_key(key): value for key, value in state.items()}
     if None in converted:
         strange = [key for key in state if _u2net_key(key) is None]
-        raise ValueError(f"not a state dict of the official U²-Net: {len(strange)} unknown keys, {_some(strange)}")
+        raise ValueError(f"not a state dict of the official U²-Net: {len(strange)} unknown keys, {some_of(strange)}")
     result: StateDict = {key: value for key, value in converted.items() if key is not None}
     for key in [key for key in result if key.endswith(".conv.bias")]:
         running_mean = key.removesuffix("conv.bias") + "bn.running_mean"
@@ -136,10 +139,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """The state dict in a file, in our keys.
 
     Args:
-        path: A ``.safetensors`` file, a ``.pth``/``.pt`` file (loaded with ``weights_only=True``: it cannot run code),
-            or the ``.onnx`` file of a U²-Net. A wrapping ``{"model": …}`` or ``{"state_dict": …}`` is taken off, and so
-            are the prefixes that DistributedDataParallel, torch.compile and Lightning put before every key; the
-            official U²-Net's keys are converted; other keys stay as they are.
+        path: A ``.safetensors`` file, a ``.pth``, ``.pt`` or ``.ckpt`` file (loaded with ``weights_only=True``: it cannot
+            run code), or the ``.onnx`` file of a U²-Net. A wrapping ``{"model": …}`` or ``{"state_dict": …}`` is taken
+            off, and so are the prefixes that DistributedDataParallel, torch.compile and Lightning put before every
+            key; the official U²-Net's keys are converted; other keys stay as they are.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -167,6 +170,25 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     return u2net_from_official(state) if "outconv.weight" in state else state
 
 
+def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> str:
+    """Write a state dict as safetensors, whole or not at all.
+
+    Args:
+        state: Names to tensors.
+        path: Where to.
+        metadata: Goes into the file's header, beside the format's own.
+
+    Returns:
+        The file's sha256, 64 hex digits.
+    """
+    from safetensors.torch import save
+
+    content = save({key: value.contiguous() for key, value in state.items()}, metadata={"format": "pt", **metadata})
+    with write_whole(path) as file:
+        file.write(content)
+    return hashlib.sha256(content).hexdigest()
+
+
 def _load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -190,7 +212,3 @@ def _unwrap(path: Path, loaded: Any) -> StateDict:
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
-
-
-def _some(keys: list[str], most: int = 4) -> str:
-    return ", ".join(keys[:most]) + (" …" if len(keys) > most else "")

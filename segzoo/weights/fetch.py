@@ -11,7 +11,7 @@ import torch
 
 from segzoo._files import write_whole
 from segzoo.weights.catalog import Source, Weights
-from segzoo.weights.convert import read_state_dict
+from segzoo.weights.convert import read_state_dict, write_state_dict
 
 __all__ = ["fetch"]
 
@@ -65,19 +65,16 @@ def _downloaded(record: Weights, source: Source, progress: bool) -> Path:
     noted = cached.with_suffix(".sha256")  # of the converted file, noted when it was made of the checked one
     if cached.is_file() and noted.is_file() and noted.read_text().strip() == _sha256(cached):
         return cached
-    from safetensors.torch import save
-
     cache.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s", source.location)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         file = Path(folder) / source.location.rpartition("/")[2]
         # torch checks the whole sha256 when the prefix is the whole of it, and moves the file into place afterwards
         torch.hub.download_url_to_file(source.location, str(file), hash_prefix=source.sha256, progress=progress)
-        state = {key: value.contiguous() for key, value in read_state_dict(file).items()}
-    content = save(state, metadata={"format": "pt", "weights": record.name, "source_sha256": source.sha256})
-    for path, part in ((noted, hashlib.sha256(content).hexdigest().encode()), (cached, content)):
-        with write_whole(path) as out:
-            out.write(part)
+        state = read_state_dict(file)
+    digest = write_state_dict(state, cached, {"weights": record.name, "source_sha256": source.sha256})
+    with write_whole(noted) as note:  # last: a file without its note is not used
+        note.write(digest.encode())
     return cached
 
 
