@@ -11,16 +11,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segzoo import inference, layers, models, ops, weights
+    from segzoo import encoders, inference, layers, models, ops, weights
     from segzoo.inference.prediction import Prediction
     from segzoo.inference.predictor import Predictor
+    from segzoo.models.deeplab import (
+        deeplabv3_mobilenet_v3_large,
+        deeplabv3_resnet50,
+        deeplabv3_resnet101,
+        deeplabv3plus,
+    )
+    from segzoo.models.fcn import fcn8s, fcn_resnet50, fcn_resnet101
+    from segzoo.models.fpn import fpn
+    from segzoo.models.isnet import isnet
+    from segzoo.models.lraspp import lraspp_mobilenet_v3_large
+    from segzoo.models.mask_rcnn import mask_rcnn_resnet50_fpn
+    from segzoo.models.parameters import param_groups
+    from segzoo.models.pspnet import pspnet
+    from segzoo.models.segformer import segformer
     from segzoo.models.u2net import u2net_full, u2net_lite
+    from segzoo.models.unet import unet
+    from segzoo.models.unet_plusplus import unet_plusplus
     from segzoo.registry import create_model, list_models, register_model
     from segzoo.weights.catalog import Weights, get_weights, list_weights
 
 __version__ = "0.1.0.dev0"
 
-_PACKAGES = ("inference", "layers", "models", "ops", "weights")
+_PACKAGES = ("encoders", "inference", "layers", "models", "ops", "weights")
 _NAMES = {
     "Prediction": "segzoo.inference.prediction",
     "Predictor": "segzoo.inference.predictor",
@@ -29,6 +45,7 @@ _NAMES = {
     "get_weights": "segzoo.weights.catalog",
     "list_models": "segzoo.registry",
     "list_weights": "segzoo.weights.catalog",
+    "param_groups": "segzoo.models.parameters",
     "register_model": "segzoo.registry",
 }
 
@@ -37,16 +54,33 @@ __all__ = [
     "Predictor",
     "Weights",
     "create_model",
+    "deeplabv3_mobilenet_v3_large",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "deeplabv3plus",
+    "encoders",
+    "fcn8s",
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "fpn",
     "get_weights",
     "inference",
+    "isnet",
     "layers",
     "list_models",
     "list_weights",
+    "lraspp_mobilenet_v3_large",
+    "mask_rcnn_resnet50_fpn",
     "models",
     "ops",
+    "param_groups",
+    "pspnet",
     "register_model",
+    "segformer",
     "u2net_full",
     "u2net_lite",
+    "unet",
+    "unet_plusplus",
     "weights",
 ]
 

@@ -122,6 +122,8 @@ def list_models(pattern: str = "*", *, task: Task | None = None, pretrained: boo
 def _import_models() -> None:
     package = importlib.import_module("segzoo.models")
     for module in pkgutil.iter_modules(package.__path__):
+        if module.name.startswith("_"):
+            continue  # a part of another that is imported when it is needed
         importlib.import_module(f"segzoo.models.{module.name}")
 
 

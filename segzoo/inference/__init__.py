@@ -1,6 +1,7 @@
 """From a model to masks: the Predictor and what it is made of."""
 
 from segzoo.inference.folder import FolderReport, predict_folder
+from segzoo.inference.instances import InstancePrediction
 from segzoo.inference.optimize import optimize_for_inference
 from segzoo.inference.picture import Picture, read_picture
 from segzoo.inference.prediction import Prediction
@@ -9,6 +10,7 @@ from segzoo.inference.preprocessing import preprocess
 
 __all__ = [
     "FolderReport",
+    "InstancePrediction",
     "Picture",
     "Prediction",
     "Predictor",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from segzoo._errors import unknown_name
+from segzoo.inference.instances import InstancePrediction
 from segzoo.inference.optimize import optimize_for_inference
 from segzoo.inference.picture import Picture, PictureLike, read_picture
 from segzoo.inference.prediction import Prediction, stretch
@@ -27,8 +29,8 @@ class Predictor:
     """A model made ready for pictures: preprocessing, device, batches, and masks at each picture's own size.
 
     Args:
-        model: A name (``"u2net_lite"``, ``"u2net_lite.duts"``) or a ``segzoo.models.SegmentationModel``, which is
-            copied and stays as it is.
+        model: A name (``"u2net_lite"``, ``"u2net_lite.duts"``) or a model of this library, which is copied and stays
+            as it is. A detector (``mask_rcnn_resnet50_fpn``) gives an ``InstancePrediction`` for each picture.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU) or a torch device, which must be there.
         precision: ``"auto"`` (float32), ``"fp32"``, ``"bf16"`` or ``"fp16"``. The narrow ones move results: the
             record's ``precision_ok`` says where that was checked.
@@ -49,7 +51,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | SegmentationModel,
+        model: str | nn.Module,
         *,
         device: str | torch.device = "auto",
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
@@ -68,9 +70,16 @@ class Predictor:
             loaded: nn.Module = create_model(model)
         else:
             loaded = model
-        if not isinstance(loaded, SegmentationModel):
+        self.model: Any  # a SegmentationModel, or a detector with the attributes of one
+        self.finds_instances = hasattr(loaded, "roi_heads") and hasattr(loaded, "score_threshold")
+        if isinstance(loaded, SegmentationModel):
+            self.model = optimize_for_inference(loaded, device=self.device, dtype=self.dtype)
+        elif self.finds_instances:
+            if self.dtype != torch.float32 or min_max:
+                raise ValueError("a detector runs in float32, without min_max")
+            self.model = copy.deepcopy(loaded).eval().requires_grad_(False).to(self.device)
+        else:
             raise TypeError(f"model is a name or a segzoo model, got {type(model).__name__}")
-        self.model = optimize_for_inference(loaded, device=self.device, dtype=self.dtype)
 
     @overload
     def __call__(self, pictures: list[PictureLike] | tuple[PictureLike, ...]) -> list[Prediction]: ...
@@ -158,6 +167,8 @@ class Predictor:
 
     def _predict(self, loaded: Sequence[tuple[Picture, Tensor]]) -> list[Prediction]:
         """Predictions of preprocessed pictures: one batch where all have one size, else one by one."""
+        if self.finds_instances:
+            return self._find_instances(loaded)
         inputs = [x for _, x in loaded]
         one_size = len({x.shape for x in inputs}) == 1
         batches = [torch.stack(inputs)] if one_size else [x[None] for x in inputs]
@@ -175,10 +186,26 @@ class Predictor:
         ]
 
     @torch.inference_mode()
+    def _find_instances(self, loaded: Sequence[tuple[Picture, Tensor]]) -> list[Prediction]:
+        found = self.model([x.to(self.device) for _, x in loaded])
+        model = self.model
+        return [
+            InstancePrediction(
+                picture,
+                detections,
+                score_threshold=model.score_threshold,
+                threshold=model.threshold,
+                classes=model.classes,
+            )
+            for (picture, _), detections in zip(loaded, found)
+        ]
+
+    @torch.inference_mode()
     def scores(self, x: Tensor) -> Tensor:
         """Probabilities, float32 ``[N, C, h, w]`` on the CPU, of preprocessed pictures ``[N, in_channels, h, w]``."""
         x = x.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
-        return self.model.probabilities(self.model(x)).cpu()
+        probabilities: Tensor = self.model.probabilities(self.model(x))
+        return probabilities.cpu()
 
 
 def _find_device(device: str | torch.device) -> torch.device:

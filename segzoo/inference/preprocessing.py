@@ -30,7 +30,7 @@ def preprocess(picture: Picture, preprocessing: Preprocessing) -> Tensor:
         torch.Size([3, 320, 320])
     """
     x = torch.from_numpy(np.require(picture.over_white(), requirements=["C", "W"])).permute(2, 0, 1)[None]
-    x = resize(x, preprocessing.size or picture.size, preprocessing.interpolation)[0]
+    x = resize(x, preprocessing.size_for(picture.size), preprocessing.interpolation)[0]
     scale = max(int(x.max()), 1) if preprocessing.scale == "max" else 255
     mean = torch.tensor(preprocessing.mean).reshape(-1, 1, 1)
     std = torch.tensor(preprocessing.std).reshape(-1, 1, 1)

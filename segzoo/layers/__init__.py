@@ -1,7 +1,13 @@
 """Building blocks with no opinion about a task."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from segzoo.layers.aspp import ASPP
 from segzoo.layers.conv import ConvNormAct
-from segzoo.layers.fusion import SideFusion
+from segzoo.layers.fusion import SideFusion, SkipFusion
 from segzoo.layers.norm import (
     BatchNorm,
     EvoNormB0,
@@ -13,9 +19,12 @@ from segzoo.layers.norm import (
     SyncBatchNorm,
     get_norm,
 )
+from segzoo.layers.ppm import PyramidPooling
+from segzoo.layers.replace import replace_norm
 from segzoo.layers.rsu import RSU, RSU4F
 
 __all__ = [
+    "ASPP",
     "RSU",
     "RSU4F",
     "BatchNorm",
@@ -25,8 +34,19 @@ __all__ = [
     "FrozenBatchNorm",
     "GroupNorm",
     "InstanceNorm",
+    "LateFusion",
     "LayerNorm",
+    "PyramidPooling",
     "SideFusion",
+    "SkipFusion",
     "SyncBatchNorm",
     "get_norm",
+    "replace_norm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``LateFusion`` is an encoder made of encoders, which are made of layers: it is imported when it is asked for."""
+    if name == "LateFusion":
+        return importlib.import_module("segzoo.encoders.late_fusion").LateFusion
+    raise AttributeError(f"module 'segzoo.layers' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from segzoo._errors import unknown_name
+from segzoo.encoders.base import Encoder
 from segzoo.layers.norm import Norm
+from segzoo.ops import resize_to
 from segzoo.weights.adapt import adapt_state_dict
 from segzoo.weights.catalog import Preprocessing, Weights, get_weights, list_weights
 from segzoo.weights.convert import SUFFIXES, StateDict, read_state_dict
 from segzoo.weights.fetch import fetch
 
-__all__ = ["SegmentationModel"]
+__all__ = ["EncoderModel", "SegmentationModel"]
 
 
 class SegmentationModel(nn.Module):
@@ -39,7 +42,8 @@ class SegmentationModel(nn.Module):
     """
 
     heads: ClassVar[tuple[str, ...]]  # prefixes of the keys whose shapes depend on num_classes
-    stem: ClassVar[str]  # key of the first convolution's weight
+    optional: ClassVar[tuple[str, ...]] = ()  # prefixes of parts that a checkpoint or a model may lack: auxiliary heads
+    stem: str  # key of the first convolution's weight
     default_num_classes: ClassVar[int]
     default_preprocessing: ClassVar[Preprocessing] = Preprocessing()
 
@@ -55,6 +59,16 @@ class SegmentationModel(nn.Module):
         self.preprocessing = self.default_preprocessing.for_channels(in_channels)
         self.threshold = 0.5
         self.classes: tuple[str, ...] | None = None
+
+    @classmethod
+    def convert(cls, state: Mapping[str, Tensor]) -> StateDict:
+        """Other people's keys for this architecture in ours; a state dict in our keys comes back as it is."""
+        return dict(state)
+
+    @classmethod
+    def implied(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments that other people's checkpoint of this architecture was trained with; used where they are None."""
+        return {}
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError or TypeError unless ``x`` is a float tensor ``[N, in_channels, H, W]``."""
@@ -93,6 +107,38 @@ class SegmentationModel(nn.Module):
                 module.training = training
 
 
+class EncoderModel(SegmentationModel):
+    """A model that is an encoder and what reads its pyramid.
+
+    A subclass sets ``self.encoder`` and writes ``decode``; any H × W is then taken care of: inputs that are too small
+    for the encoder are padded, the logits resized to the input and cropped.
+
+    Attributes:
+        align_corners: Of the last resizing: see ``segzoo.ops.resize_to``.
+    """
+
+    encoder: Encoder
+    align_corners: bool = False
+
+    @property
+    def stem(self) -> str:  # type: ignore[override]
+        """The key of the first convolution's weight."""
+        return f"encoder.{self.encoder.stem}"
+
+    def decode(self, features: list[Tensor], x: Tensor) -> list[Tensor]:
+        """Logits of any size from the encoder's maps: the main output, then in train mode the auxiliary ones."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """``[N, in_channels, H, W]`` to logits ``[N, num_classes, H, W]``; in train mode, with side outputs, a list."""
+        self.check_input(x)
+        padded = self.encoder.pad(x)
+        logits = self.decode(self.encoder(padded), padded)
+        height, width = x.shape[-2:]
+        outputs = [resize_to(y, padded, align_corners=self.align_corners)[..., :height, :width] for y in logits]
+        return outputs if len(outputs) > 1 else outputs[0]
+
+
 Model = TypeVar("Model", bound=SegmentationModel)
 
 
@@ -124,15 +170,21 @@ def build_model(
         ValueError: For unknown weights, or a checkpoint that does not fit.
     """
 
-    def make(classes: int) -> Model:
-        return cls(num_classes=classes, in_channels=in_channels, **{"norm": norm, **arguments})
+    def make(classes: int, **more: Any) -> Model:
+        return cls(num_classes=classes, in_channels=in_channels, **{"norm": norm, **arguments, **more})
 
     if weights is None:
         return make(cls.default_num_classes if num_classes is None else num_classes)
     record, state, origin = _load(architecture, weights, progress)
+    more = {name: value for name, value in cls.implied(state).items() if arguments.get(name) is None}
+    if "encoder_weights" in arguments:
+        more["encoder_weights"] = None  # a whole checkpoint brings its backbone: none is fetched first
+    state = cls.convert(state)
     published = record.num_classes if record else _classes_in(state, cls)
-    model = make(published if num_classes is None else num_classes)
-    fitted = adapt_state_dict(state, model.state_dict(), heads=cls.heads, stem=cls.stem, origin=origin)
+    model = make(published if num_classes is None else num_classes, **more)
+    fitted = adapt_state_dict(
+        state, model.state_dict(), heads=cls.heads, stem=model.stem, optional=cls.optional, origin=origin
+    )
     model.load_state_dict(fitted)
     if record is not None:
         model.weights = record

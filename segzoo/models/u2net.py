@@ -71,7 +71,58 @@ LITE_DECODER = (
 )
 
 
-class U2Net(SegmentationModel):
+class NestedU(SegmentationModel):
+    """The U of residual U-blocks with a head on every decoder stage: what U²-Net and IS-Net share.
+
+    Args:
+        encoder: En_1 … En_6.
+        decoder: De_5 … De_1.
+        num_classes: Output channels of every head.
+        in_channels: Channels of the pictures; what the first stage takes is in its row.
+        norm: See ``segzoo.layers.get_norm``.
+        multilabel: Whether classes may overlap.
+    """
+
+    default_num_classes = 1
+
+    def __init__(
+        self,
+        encoder: Sequence[Stage],
+        decoder: Sequence[Stage],
+        *,
+        num_classes: int,
+        in_channels: int,
+        norm: Norm,
+        multilabel: bool,
+    ) -> None:
+        super().__init__(num_classes, in_channels, multilabel=multilabel)
+        self.encode_modules = nn.ModuleList(row.build(norm) for row in encoder)
+        self.decode_modules = nn.ModuleList(row.build(norm) for row in decoder)
+        self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+        # Deepest first: En_6, De_5 … De_1.
+        self.side_modules = nn.ModuleList(
+            nn.Conv2d(row.out_channels, num_classes, 3, padding=1) for row in (encoder[-1], *decoder)
+        )
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The input of the first stage to what the side heads see: the outputs of En_6, De_5 … De_1."""
+        skips: list[Tensor] = []
+        for i, encode in enumerate(self.encode_modules):
+            x = encode(self.pool(x) if i else x)
+            skips.append(x)
+        features = [skips.pop()]
+        for decode in self.decode_modules:
+            skip = skips.pop()
+            features.append(decode(torch.cat([resize_to(features[-1], skip), skip], 1)))
+        return features
+
+    def side_maps(self, features: Sequence[Tensor], picture: Tensor) -> list[Tensor]:
+        """The logits of De_1 … De_5, En_6, each resized to the picture ``[N, in_channels, H, W]``."""
+        sides = [side(x) for side, x in zip(self.side_modules, features)]
+        return [resize_to(side, picture) for side in reversed(sides)]
+
+
+class U2Net(NestedU):
     """U²-Net from its two tables of stages.
 
     Args:
@@ -95,7 +146,6 @@ class U2Net(SegmentationModel):
 
     heads = ("side_modules.", "out_conv.")
     stem = "encode_modules.0.conv_in.conv.weight"
-    default_num_classes = 1
     default_preprocessing = U2NET_PREPROCESSING
 
     def __init__(
@@ -108,31 +158,20 @@ class U2Net(SegmentationModel):
         norm: Norm = "batch",
         multilabel: bool = False,
     ) -> None:
-        super().__init__(num_classes, in_channels, multilabel=multilabel)
-        rows = [encoder[0]._replace(in_channels=in_channels), *encoder[1:]]
-        self.encode_modules = nn.ModuleList(row.build(norm) for row in rows)
-        self.decode_modules = nn.ModuleList(row.build(norm) for row in decoder)
-        self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True)
-        # Deepest first: En_6, De_5 … De_1.
-        self.side_modules = nn.ModuleList(
-            nn.Conv2d(row.out_channels, num_classes, 3, padding=1) for row in (encoder[-1], *decoder)
+        super().__init__(
+            [encoder[0]._replace(in_channels=in_channels), *encoder[1:]],
+            decoder,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            norm=norm,
+            multilabel=multilabel,
         )
         self.out_conv = SideFusion(len(self.side_modules), num_classes)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """``[N, in_channels, H, W]`` to logits ``[N, num_classes, H, W]``; to a list of them in train mode."""
         self.check_input(x)
-        picture = x
-        skips: list[Tensor] = []
-        for i, encode in enumerate(self.encode_modules):
-            x = encode(self.pool(x) if i else x)
-            skips.append(x)
-        sides = [self.side_modules[0](skips.pop())]
-        for decode, side in zip(self.decode_modules, self.side_modules[1:]):
-            skip = skips.pop()
-            x = decode(torch.cat([resize_to(x, skip), skip], 1))
-            sides.append(side(x))
-        maps = [resize_to(side, picture) for side in reversed(sides)]
+        maps = self.side_maps(self.features(x), x)
         fused: Tensor = self.out_conv(maps)
         return [fused, *maps] if self.training else fused
 

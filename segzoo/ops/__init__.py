@@ -1,5 +1,5 @@
 """Pure functions with a mathematical definition."""
 
-from segzoo.ops.resize import resize, resize_to
+from segzoo.ops.resize import crop_to, resize, resize_to
 
-__all__ = ["resize", "resize_to"]
+__all__ = ["crop_to", "resize", "resize_to"]

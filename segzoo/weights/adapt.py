@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segzoo._errors import some_of
 
-__all__ = ["adapt_state_dict"]
+__all__ = ["adapt_state_dict", "adapt_stem"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,19 +26,23 @@ def adapt_state_dict(
     *,
     heads: Iterable[str],
     stem: str,
+    optional: Iterable[str] = (),
     origin: str = "the checkpoint",
 ) -> dict[str, Tensor]:
     """A state dict that fits ``target`` exactly, made of ``state`` where it fits and of ``target`` where it may not.
 
-    Three differences are bridged, the first two logged: another number of classes (the heads keep ``target``'s
+    Four differences are bridged, the first three logged: another number of classes (the heads keep ``target``'s
     values), another number of input channels (the stem's filters are summed to one, or repeated and scaled by
-    given/wanted, as timm does), another norm (γ and β are kept, statistics dropped).
+    given/wanted, as timm does), an optional part that one side lacks, another norm (γ and β are kept, statistics
+    dropped).
 
     Args:
         state: The checkpoint.
         target: The state dict of the model, freshly initialised.
         heads: Prefixes of the keys whose shapes depend on the number of classes.
         stem: Key of the first convolution's weight, ``[out, in, k, k]``.
+        optional: Prefixes of whole parts (auxiliary heads) that either side may lack: what the checkpoint has too many
+            is left out, what it lacks starts afresh.
         origin: What the messages call the checkpoint.
 
     Returns:
@@ -53,13 +57,21 @@ def adapt_state_dict(
     adapted = dict(state)
     heads = tuple(heads)
     notes = []
+    for part in optional:
+        have, want = (any(key.startswith(part) for key in keys) for keys in (adapted, target))
+        if have and not want:
+            adapted = {key: value for key, value in adapted.items() if not key.startswith(part)}
+            notes.append(f"a part this model was built without: {part.strip('.')} is left out")
+        elif want and not have:
+            adapted |= {key: value for key, value in target.items() if key.startswith(part)}
+            notes.append(f"no {part.strip('.')}: it starts afresh")
     if _other_classes(adapted, target, heads):
         # A head is kept or replaced as a whole: half a head would be neither the checkpoint's nor a fresh one.
         adapted |= {key: value for key, value in target.items() if key.startswith(heads)}
         notes.append(f"another number of classes: {', '.join(h.strip('.') for h in heads)} start afresh")
     if stem in adapted and stem in target and adapted[stem].shape[1] != target[stem].shape[1]:
         given, wanted = adapted[stem].shape[1], target[stem].shape[1]
-        adapted[stem] = _adapt_stem(adapted[stem], wanted)
+        adapted[stem] = adapt_stem(adapted[stem], wanted)
         notes.append(f"{given} input channels: {stem} was adapted to {wanted}")
     other_norm = _adapt_norms(adapted, target)
 
@@ -80,12 +92,12 @@ def _other_classes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], he
     return any(len(state[key]) != len(target[key]) for key in biases)
 
 
-def _adapt_stem(weight: Tensor, channels: int) -> Tensor:
+def adapt_stem(weight: Tensor, channels: int) -> Tensor:
     """``[out, in, k, k]`` for another ``in``: the sum for one channel, else repeats scaled by given/wanted.
 
     Examples:
         >>> import torch
-        >>> _adapt_stem(torch.ones(1, 3, 1, 1), 4).sum().item()
+        >>> adapt_stem(torch.ones(1, 3, 1, 1), 4).sum().item()
         3.0
     """
     given = weight.shape[1]

@@ -20,18 +20,34 @@ class Preprocessing:
     The picture (8 bit) is resized, divided by ``scale``, and normalised per channel: (x − mean) / std.
 
     Args:
-        size: Height and width in pixels that the picture is resized to, or None to keep its own.
+        size: Height and width in pixels that the picture is resized to; or one int: its shorter side; or None to keep
+            its own size.
         interpolation: ``"bilinear"`` (with anti-aliasing when the picture shrinks).
         scale: ``"255"``, or ``"max"``: the picture's own largest value, over all its channels (1 if it is all black).
         mean: Per channel, subtracted after scaling.
         std: Per channel.
     """
 
-    size: tuple[int, int] | None = (320, 320)
+    size: tuple[int, int] | int | None = (320, 320)
     interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
     scale: Literal["255", "max"] = "255"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def size_for(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The height and width that a picture of ``size`` (height, width) is resized to.
+
+        Examples:
+            >>> Preprocessing(size=520).size_for((1040, 2081))
+            (520, 1040)
+        """
+        if self.size is None:
+            return size
+        if isinstance(self.size, int):
+            shorter = min(size)
+            height, width = (self.size * side // shorter for side in size)
+            return height, width
+        return self.size
 
     def for_channels(self, channels: int) -> Preprocessing:
         """The same for another number of channels: further ones, or all of fewer, get the average mean and std.
@@ -59,7 +75,7 @@ class Source:
     Args:
         kind: ``"bundled"`` (a file inside the package) or ``"url"`` (its publisher's).
         location: The file's name, or the whole URL.
-        sha256: Of that very file, 64 hex digits.
+        sha256: Of that very file: 64 hex digits, or the first 8 where its publisher gives no more (torchvision).
     """
 
     kind: Literal["bundled", "url"]
@@ -174,7 +190,67 @@ _U2NET_PROTOCOL = (
     "max F (β² = 0.3) is the maximum of F over the data set's mean precision and recall curves"
 )
 
+_ISNET_PROTOCOL = (
+    "IS-Net's own inference: the picture squashed to 1024×1024 (bilinear without anti-aliasing, cut to 8 bit), the "
+    "map bilinear back to the picture's size, then min-max"
+)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
+_VOC = _names(
+    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, motorbike, "
+    "person, potted plant, sheep, sofa, train, tv monitor"
+)
+# Names of categories that COCO's annotations leave out keep their numbers.
+_COCO = _names(
+    "background, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire "
+    "hydrant, N/A, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, "
+    "giraffe, N/A, backpack, umbrella, N/A, N/A, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, "
+    "kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, N/A, wine glass, cup, "
+    "fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
+    "chair, couch, potted plant, bed, N/A, dining table, N/A, N/A, toilet, N/A, tv, laptop, mouse, remote, "
+    "keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, N/A, book, clock, vase, scissors, teddy "
+    "bear, hair drier, toothbrush"
+)
+_TORCHVISION = (
+    "torchvision, {}, https://github.com/pytorch/vision; it publishes 8 digits of the sha256, and no licence of the "
+    "weights apart from its code's"
+)
+
+
+def _torchvision(architecture: str, file: str, sha256: str, miou: float, pixel_accuracy: float, paper: str) -> Weights:
+    """One of torchvision's segmentation checkpoints; they differ in little."""
+    return Weights(
+        name=f"{architecture}.coco_voc",
+        num_classes=21,
+        in_channels=3,
+        classes=_VOC,
+        sources=(Source("url", f"https://download.pytorch.org/models/{file}-{sha256}.pth", sha256),),
+        license="BSD-3-Clause",
+        source=_TORCHVISION.format("COCO_WITH_VOC_LABELS_V1"),
+        training_data=(
+            "pictures of COCO train2017 with classes of Pascal VOC (annotations CC BY 4.0, pictures under Flickr's "
+            "terms); backbone from ImageNet-1k (research only)"
+        ),
+        paper=paper,
+        preprocessing=Preprocessing(size=520),
+        protocol="torchvision's references: shorter side 520, COCO val2017 with Pascal VOC's labels, mean IoU",
+        published_metrics={"COCO val2017, VOC labels": {"miou": miou, "pixel_accuracy": pixel_accuracy}},
+    )
+
+
+_FCN = "Long et al., Fully Convolutional Networks for Semantic Segmentation, 2015, arXiv:1411.4038"
+_DEEPLAB = "Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation, 2017, arXiv:1706.05587"
+_MOBILENET = "Howard et al., Searching for MobileNetV3, 2019, arXiv:1905.02244"
+
+SEMANTIC_PREPROCESSING = Preprocessing(size=None)
 U2NET_PREPROCESSING = Preprocessing(scale="max")
+# By 255, as the authors' code divides in training, evaluation and inference; rembg divides by the picture's largest
+# value, as for U²-Net, which shows the network dark pictures brighter than it has learnt them.
+ISNET_PREPROCESSING = Preprocessing(size=(1024, 1024), mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
 
 _RECORDS = (
     Weights(
@@ -226,6 +302,59 @@ _RECORDS = (
         min_max=True,
         calibration=None,
         published_metrics={"ECSSD": {"mae": 0.033}},
+    ),
+    Weights(
+        name="isnet.general",
+        num_classes=1,
+        in_channels=3,
+        classes=_SALIENT,
+        sources=(
+            Source(
+                "url",
+                _REMBG + "isnet-general-use.onnx",
+                sha256="60920e99c45464f2ba57bee2ad08c919a52bbf852739e96947fbb4358c0d964a",
+            ),
+        ),
+        license="Apache-2.0",
+        source=(
+            "X. Qin et al., IS-Net for general use, https://github.com/xuebinqin/DIS, as rembg's ONNX file; the "
+            "repository's licence names its code and metric, and nothing is said of the weights apart"
+        ),
+        training_data=(
+            "DIS5K (5,470 pictures; non-commercial research and education only, by its terms of use); its publisher "
+            "does not say what else these weights were trained on"
+        ),
+        paper="Qin et al., Highly Accurate Dichotomous Image Segmentation, ECCV 2022, arXiv:2203.03041",
+        preprocessing=ISNET_PREPROCESSING,
+        protocol=_ISNET_PROTOCOL,
+        min_max=True,
+        calibration=None,
+        # The paper's figures on DIS5K are of another checkpoint, isnet.pth.
+    ),
+    _torchvision("fcn_resnet50", "fcn_resnet50_coco", "1167a1af", 0.605, 0.914, _FCN),
+    _torchvision("fcn_resnet101", "fcn_resnet101_coco", "7ecb50ca", 0.637, 0.919, _FCN),
+    _torchvision("deeplabv3_resnet50", "deeplabv3_resnet50_coco", "cd0a2569", 0.664, 0.924, _DEEPLAB),
+    _torchvision("deeplabv3_resnet101", "deeplabv3_resnet101_coco", "586e9e4e", 0.674, 0.924, _DEEPLAB),
+    _torchvision("deeplabv3_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fc3c493d", 0.603, 0.912, _DEEPLAB),
+    _torchvision("lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "d234d4ea", 0.579, 0.912, _MOBILENET),
+    Weights(
+        name="mask_rcnn_resnet50_fpn.coco",
+        num_classes=91,
+        in_channels=3,
+        classes=_COCO,
+        sources=(
+            Source("url", "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "bf2d0c1e"),
+        ),
+        license="BSD-3-Clause",
+        source=_TORCHVISION.format("COCO_V1"),
+        training_data=(
+            "COCO train2017 (annotations CC BY 4.0, pictures under Flickr's terms); backbone from ImageNet-1k "
+            "(research only)"
+        ),
+        paper="He et al., Mask R-CNN, 2017, arXiv:1703.06870",
+        preprocessing=Preprocessing(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        protocol="torchvision's references: COCO val2017, average precision over IoU 0.5 to 0.95",
+        published_metrics={"COCO val2017": {"box_map": 0.379, "mask_map": 0.346}},
     ),
 )
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +15,16 @@ from segzoo._errors import some_of
 from segzoo._files import write_whole
 from segzoo.weights.onnx_reader import read_convolutions
 
-__all__ = ["read_state_dict", "u2net_from_official", "u2net_from_onnx", "write_state_dict"]
+__all__ = [
+    "isnet_from_official",
+    "isnet_from_onnx",
+    "read_state_dict",
+    "u2net_from_official",
+    "u2net_from_onnx",
+    "write_state_dict",
+]
 
-# The heights of U²-Net's stages: encoder 1 to 6, then decoder 5 to 1, as they are executed.
+# The stages of U²-Net and of IS-Net with their heights: encoder 1 to 6, then decoder 5 to 1, as they are executed.
 _STAGES = (
     ("1", 7),
     ("2", 6),
@@ -32,7 +38,8 @@ _STAGES = (
     ("2d", 6),
     ("1d", 7),
 )
-_HEIGHTS = dict(_STAGES)
+_CONV_PARAMETERS = ("weight", "bias")
+_NORM_PARAMETERS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _BATCH_NORM_EPS = 1e-5
 
 StateDict = dict[str, Tensor]
@@ -41,34 +48,45 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx")
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 
-def _u2net_official_convolutions() -> list[str]:
-    """The official module's convolutions in order of execution: ``stage1.rebnconvin.conv_s1`` … ``outconv``."""
-    names = []
+def _stage_blocks() -> dict[str, str]:
+    """The blocks (convolution, norm, ReLU) of all stages in order of execution: the official name to ours."""
+    blocks = {}
     for stage, height in _STAGES:
-        down = [str(j) for j in range(1, height + 1)]
-        up = [f"{j}d" for j in range(height - 1, 0, -1)]
-        names += [f"stage{stage}.rebnconv{level}.conv_s1" for level in ["in", *down, *up]]
-    return names + [f"side{k}" for k in range(1, 7)] + ["outconv"]
+        number = int(stage[0])
+        place = f"decode_modules.{5 - number}" if stage.endswith("d") else f"encode_modules.{number - 1}"
+        blocks[f"stage{stage}.rebnconvin"] = f"{place}.conv_in"
+        for j in range(1, height + 1):
+            blocks[f"stage{stage}.rebnconv{j}"] = f"{place}.encode_modules.{j - 1}"
+        for j in range(height - 1, 0, -1):
+            blocks[f"stage{stage}.rebnconv{j}d"] = f"{place}.decode_modules.{height - 1 - j}"
+    return blocks
 
 
-def _u2net_key(key: str) -> str | None:
-    """One key of the official U²-Net in our names, or None if it is not one of its keys."""
-    if match := re.fullmatch(r"(side([1-6])|outconv)\.(weight|bias)", key):
-        module = f"side_modules.{6 - int(match[2])}" if match[2] else "out_conv"
-        return f"{module}.{match[3]}"
-    match = re.fullmatch(r"stage(\dd?)\.rebnconv(in|\dd?)\.(conv|bn)_s1\.(\w+)", key)
-    if match is None or match[1] not in _HEIGHTS:
-        return None
-    stage, level, layer, parameter = match.groups()
-    number = int(stage[0])
-    prefix = f"decode_modules.{5 - number}" if stage.endswith("d") else f"encode_modules.{number - 1}"
-    if level == "in":
-        block = "conv_in"
-    elif level.endswith("d"):
-        block = f"decode_modules.{_HEIGHTS[stage] - 1 - int(level[0])}"
-    else:
-        block = f"encode_modules.{int(level) - 1}"
-    return f"{prefix}.{block}.{layer}.{parameter}"
+_BLOCKS = _stage_blocks()
+_SIDES = {f"side{k}": f"side_modules.{6 - k}" for k in range(1, 7)}
+
+
+class _Network(NamedTuple):
+    """One of the two official modules: the same U between other ends."""
+
+    name: str
+    convolutions: dict[str, str]  # in order of execution: the official name to ours; those of _BLOCKS have a norm
+    last_kernel: tuple[int, int]  # both have 119 convolutions; U²-Net ends in a 1×1, IS-Net in a 3×3
+
+    def keys(self) -> dict[str, str]:
+        """Every key of the official state dict to ours."""
+        keys: dict[str, str] = {}
+        for theirs, ours in self.convolutions.items():
+            if theirs in _BLOCKS:
+                keys |= {f"{theirs}.conv_s1.{name}": f"{ours}.conv.{name}" for name in _CONV_PARAMETERS}
+                keys |= {f"{theirs}.bn_s1.{name}": f"{ours}.bn.{name}" for name in _NORM_PARAMETERS}
+            else:
+                keys |= {f"{theirs}.{name}": f"{ours}.{name}" for name in _CONV_PARAMETERS}
+        return keys
+
+
+_U2NET = _Network("U²-Net", {**_BLOCKS, **_SIDES, "outconv": "out_conv"}, (1, 1))
+_ISNET = _Network("IS-Net", {"conv_in": "conv_in", **_BLOCKS, **_SIDES}, (3, 3))
 
 
 def u2net_from_official(state: Mapping[str, Tensor]) -> StateDict:
@@ -83,15 +101,35 @@ def u2net_from_official(state: Mapping[str, Tensor]) -> StateDict:
     Raises:
         ValueError: For keys that are not U²-Net's; it lists them.
     """
-    converted = {_u2net_key(key): value for key, value in state.items()}
-    if None in converted:
-        strange = [key for key in state if _u2net_key(key) is None]
-        raise ValueError(f"not a state dict of the official U²-Net: {len(strange)} unknown keys, {some_of(strange)}")
-    result: StateDict = {key: value for key, value in converted.items() if key is not None}
+    return _from_official(state, _U2NET)
+
+
+def isnet_from_official(state: Mapping[str, Tensor]) -> StateDict:
+    """The official IS-Net state dict (``isnet.pth``, ``isnet-general-use.pth``) in our keys.
+
+    The biases of convolutions before a norm go where U²-Net's go; ``conv_in`` and the side heads keep theirs.
+
+    Args:
+        state: Keys as ``conv_in.weight``, ``stage1.rebnconvin.conv_s1.weight``, ``side1.weight``.
+
+    Raises:
+        ValueError: For keys that are not IS-Net's; it lists them.
+    """
+    return _from_official(state, _ISNET)
+
+
+def _from_official(state: Mapping[str, Tensor], network: _Network) -> StateDict:
+    keys = network.keys()
+    strange = [key for key in state if key not in keys]
+    if strange:
+        raise ValueError(
+            f"not a state dict of the official {network.name}: {len(strange)} unknown keys, {some_of(strange)}"
+        )
+    result = {keys[key]: value for key, value in state.items()}
     for key in [key for key in result if key.endswith(".conv.bias")]:
         running_mean = key.removesuffix("conv.bias") + "bn.running_mean"
         if running_mean not in result:
-            raise ValueError(f"not a whole state dict of the official U²-Net: {running_mean} is missing")
+            raise ValueError(f"not a whole state dict of the official {network.name}: {running_mean} is missing")
         result[running_mean] = result[running_mean] - result.pop(key)
     return result
 
@@ -109,30 +147,55 @@ def u2net_from_onnx(path: str | os.PathLike[str]) -> StateDict:
     Raises:
         ValueError: If the file is no ONNX file of a U²-Net.
     """
-    names = _u2net_official_convolutions()
+    return _from_onnx(path, _U2NET)
+
+
+def isnet_from_onnx(path: str | os.PathLike[str]) -> StateDict:
+    """The state dict, in our keys, of an IS-Net that was exported to ONNX with its batch norms folded.
+
+    As ``u2net_from_onnx``; the first convolution and the six side heads had no norm and are as they were.
+
+    Args:
+        path: Such as rembg's ``isnet-general-use.onnx``.
+
+    Raises:
+        ValueError: If the file is no ONNX file of an IS-Net.
+    """
+    return _from_onnx(path, _ISNET)
+
+
+def _from_onnx(path: str | os.PathLike[str], *networks: _Network) -> StateDict:
+    """The state dict, in our keys, of the one of these networks that is in the file."""
     convolutions = read_convolutions(path)
-    if len(convolutions) != len(names) or any(bias is None for _, bias in convolutions):
+    count, kernel = len(convolutions), tuple(convolutions[-1][0].shape[2:])
+    found = next((n for n in networks if (len(n.convolutions), n.last_kernel) == (count, kernel)), None)
+    if found is None or any(bias is None for _, bias in convolutions):
+        expected = " or ".join(f"{len(n.convolutions)} with {list(n.last_kernel)}" for n in networks)
         raise ValueError(
-            f"{path} is no U²-Net with folded norms: it has {len(convolutions)} convolutions, "
-            f"expected {len(names)}, all with a bias"
+            f"{path} is no {' or '.join(n.name for n in networks)} with folded norms: it has {count} convolutions, "
+            f"the last with kernel {list(kernel)}, expected {expected}, all with a bias"
         )
     result: StateDict = {}
-    for name, (weight, bias) in zip(names, convolutions):
+    for (theirs, ours), (weight, bias) in zip(found.convolutions.items(), convolutions):
         assert bias is not None
-        key = _u2net_key(f"{name}.weight")
-        assert key is not None
-        result[key] = weight
-        module = key.removesuffix(".weight")
-        if not module.endswith(".conv"):
-            result[f"{module}.bias"] = bias
+        if theirs not in _BLOCKS:
+            result |= {f"{ours}.weight": weight, f"{ours}.bias": bias}
             continue
-        norm = module.removesuffix("conv") + "bn"
-        result[f"{norm}.weight"] = torch.full_like(bias, (1 + _BATCH_NORM_EPS) ** 0.5)
-        result[f"{norm}.bias"] = bias
-        result[f"{norm}.running_mean"] = torch.zeros_like(bias)
-        result[f"{norm}.running_var"] = torch.ones_like(bias)
-        result[f"{norm}.num_batches_tracked"] = torch.tensor(0)
+        result[f"{ours}.conv.weight"] = weight
+        result |= norm_that_adds(bias, f"{ours}.bn")
     return result
+
+
+def norm_that_adds(bias: Tensor, norm: str) -> StateDict:
+    """The entries of a batch norm called ``norm`` that in eval mode only adds ``bias``.
+
+    Examples:
+        >>> list(norm_that_adds(torch.zeros(4), "bn"))
+        ['bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var', 'bn.num_batches_tracked']
+    """
+    zeros, ones = torch.zeros_like(bias), torch.ones_like(bias)
+    values = (ones * (1 + _BATCH_NORM_EPS) ** 0.5, bias, zeros, ones, torch.tensor(0))
+    return {f"{norm}.{name}": value for name, value in zip(_NORM_PARAMETERS, values)}
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
@@ -140,9 +203,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
     Args:
         path: A ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.ckpt`` file (loaded with ``weights_only=True``: it
-            cannot run code); or the ``.onnx`` file of a U²-Net. A wrapping ``{"model": …}`` or ``{"state_dict": …}`` is
-            taken off, and so are the prefixes that DistributedDataParallel, torch.compile and Lightning put before
-            every key; the official U²-Net's keys are converted; other keys stay as they are.
+            cannot run code); or the ``.onnx`` file of a U²-Net or an IS-Net. A wrapping ``{"model": …}`` or
+            ``{"state_dict": …}`` is taken off, and so are the prefixes that DistributedDataParallel, torch.compile and
+            Lightning put before every key; the official U²-Net's and IS-Net's keys are converted; other keys stay as
+            they are.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -155,7 +219,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}")
     if suffix == ".onnx":
-        return u2net_from_onnx(path)
+        return _from_onnx(path, _U2NET, _ISNET)
     if suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -167,7 +231,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     else:
         loaded = _load_pickle(path)
     state = _unwrap(path, loaded)
-    return u2net_from_official(state) if "outconv.weight" in state else state
+    for network, mark in ((_U2NET, "outconv.weight"), (_ISNET, "conv_in.weight")):
+        if {mark, "side1.weight"} <= state.keys():
+            return _from_official(state, network)
+    return state
 
 
 def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> str:

@@ -1,0 +1,144 @@
+"""What every encoder has in common: a pyramid of features, its strides and channels, and parts that can be frozen."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Encoder"]
+
+
+class Encoder(nn.Module):
+    """A backbone as a feature pyramid: ``encoder(x)`` is a list of maps, the finest first.
+
+    A subclass sets the attributes below and writes ``forward``.
+
+    Attributes:
+        in_channels: Channels of the input ``[N, in_channels, H, W]``.
+        channels: Of each map.
+        strides: Of each map, in pixels of the input, never falling: a map is ``[N, channels, ⌈H/stride⌉, ⌈W/stride⌉]``
+            (some backbones round down). Dilated backbones repeat a stride.
+        min_size: Smaller inputs have to be padded to it first: see ``pad``.
+        size_multiple: Inputs have to be padded to a multiple of it: see ``pad``.
+    """
+
+    in_channels: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    min_size: int = 1
+    size_multiple: int = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """``[N, in_channels, H, W]`` to the maps, the finest first."""
+        raise NotImplementedError
+
+    @property
+    def stem(self) -> str:
+        """The key of the first convolution's weight."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and module.in_channels == self.in_channels:
+                return f"{name}.weight"
+        raise LookupError(f"{type(self).__name__} has no convolution of {self.in_channels} channels")
+
+    def pad(self, x: Tensor) -> Tensor:
+        """``x``, with zeros below and to the right where it is smaller than this backbone can take.
+
+        Examples:
+            >>> encoder = Encoder()
+            >>> encoder.min_size = 32
+            >>> encoder.pad(torch.zeros(1, 3, 7, 40)).shape
+            torch.Size([1, 3, 32, 40])
+        """
+        if self.min_size == 1 and self.size_multiple == 1:
+            return x
+        below, right = (self._missing(size) for size in x.shape[-2:])
+        if isinstance(below, int) and isinstance(right, int) and below == right == 0:
+            return x
+        return F.pad(x, (0, right, 0, below))
+
+    def _missing(self, size: int) -> int:
+        if self.size_multiple > 1:
+            return -size % self.size_multiple
+        return self.min_size - size if size < self.min_size else 0
+
+    def freeze(self, upto: int | None = None) -> Encoder:
+        """Stop training the first levels of the pyramid, their norms' statistics and their dropout included.
+
+        It stays so through ``.train()``, until ``unfreeze()``.
+
+        Args:
+            upto: How many levels, counted from the input: ``freeze(upto=1)`` is the stem alone. None means all of them.
+
+        Raises:
+            ValueError: If there are not so many levels.
+
+        Examples:
+            >>> from segzoo.encoders import get_encoder
+            >>> encoder = get_encoder("resnet10t", weights=None).freeze(upto=2).train()
+            >>> encoder.model.layer1.training, encoder.model.layer2.training
+            (False, True)
+        """
+        wanted = len(self.strides) if upto is None else upto
+        if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= len(self.strides):
+            raise ValueError(f"upto is a number of levels, 1 to {len(self.strides)}, got {upto!r}")
+        self.unfreeze()
+        levels = self._levels()
+        level = 1
+        frozen = []
+        for name, module in self.named_modules():
+            own = [levels[f"{name}.{key}" if name else key] for key, _ in module.named_parameters(recurse=False)]
+            if any(True for _ in module.children()) and not own:
+                continue  # a container is what its parts are
+            level = min(own, default=level)  # what has no parameters belongs to what came before it
+            if level <= wanted:
+                frozen.append(name)
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+        self._frozen = tuple(frozen)
+        return self.train(self.training)
+
+    def unfreeze(self) -> Encoder:
+        """Train again what ``freeze`` had stopped.
+
+        Examples:
+            >>> from segzoo.encoders import get_encoder
+            >>> encoder = get_encoder("resnet10t", weights=None).freeze().unfreeze()
+            >>> all(parameter.requires_grad for parameter in encoder.parameters())
+            True
+        """
+        for name in self._frozen:
+            for parameter in self.get_submodule(name).parameters(recurse=False):
+                parameter.requires_grad_(True)
+        self._frozen = ()
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As ``nn.Module.train``; frozen parts stay in eval mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).training = False
+        return self
+
+    def _levels(self) -> dict[str, int]:
+        """{parameter: the first level that depends on it}, from a backward pass that computes nothing."""
+        meta = {
+            name: torch.empty_like(tensor, device="meta").requires_grad_(isinstance(tensor, nn.Parameter))
+            for name, tensor in [*self.named_parameters(), *self.named_buffers()]
+        }
+        size = max(64, self.min_size, self.size_multiple)
+        x = torch.zeros(2, self.in_channels, size, size, device="meta")
+        with torch.enable_grad():
+            maps = torch.func.functional_call(self, meta, (x,))
+        names = [name for name, _ in self.named_parameters()]
+        levels = dict.fromkeys(names, len(maps))
+        for level in range(len(maps), 0, -1):
+            gradients = torch.autograd.grad(
+                maps[level - 1].sum(), [meta[name] for name in names], retain_graph=True, allow_unused=True
+            )
+            levels |= {name: level for name, gradient in zip(names, gradients) if gradient is not None}
+        return levels

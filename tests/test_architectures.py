@@ -1,0 +1,148 @@
+"""Every architecture × every norm × every size, with numbers on small models and shapes alone on the full ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, NORMS, build, outputs_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import segzoo
+from segzoo.models import SegmentationModel
+
+SIZES = [(1, 1), (33, 47), (65, 127)]
+NAMES = segzoo.list_models(task="semantic") + segzoo.list_models(task="salient")
+
+_cache: dict[str, nn.Module] = {}
+
+
+def small(family: str) -> nn.Module:
+    """A small model of the family in eval mode, made once."""
+    if family not in _cache:
+        torch.manual_seed(0)
+        _cache[family] = FAMILIES[family](num_classes=3).eval()
+    return _cache[family].eval()
+
+
+def test_every_semantic_and_salient_class_has_a_small_model() -> None:
+    with torch.device("meta"):
+        classes = {type(build(name)) for name in NAMES}
+    assert classes == {type(small(family)) for family in FAMILIES}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_norm_any_size(family: str, norm: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family](num_classes=3, norm=norm)
+    for size in SIZES:
+        x = torch.randn(1, 3, *size)
+        outputs = outputs_of(model.train(), x)
+        sum(out.sum() for out in outputs).backward()
+        for out in outputs:
+            assert out.shape == (1, 3, *size) and out.isfinite().all(), size
+        without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert without == [], size
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            out = model.eval()(x)
+        assert out.shape == (1, 3, *size) and out.isfinite().all(), size
+
+
+@pytest.mark.parametrize("norm", [*NORMS, None])
+@pytest.mark.parametrize("name", NAMES)
+def test_full_models_by_shape(name: str, norm: str | None) -> None:
+    """On the meta device: nothing is computed, but shapes and gradients are what they would be."""
+    number = NAMES.index(name) + [*NORMS, None].index(norm)
+    sizes = [SIZES[number % 3], SIZES[(number + 1) % 3]]  # over all norms and names, each meets each size in each mode
+    with torch.device("meta"):
+        model = build(name, norm=norm, num_classes=5, in_channels=4)
+        for out in outputs_of(model.train(), torch.zeros(1, 4, *sizes[0])):
+            assert out.shape == (1, 5, *sizes[0])
+            out.sum().backward(retain_graph=True)
+        assert [key for key, p in model.named_parameters() if p.grad is None] == []
+        assert model.eval()(torch.zeros(2, 4, *sizes[1])).shape == (2, 5, *sizes[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_at_will(family: str) -> None:
+    model = small(family)
+
+    @settings(max_examples=8)
+    @given(height=st.integers(1, 80), width=st.integers(1, 80))
+    def check(height: int, width: int) -> None:
+        with torch.no_grad():
+            out = model(torch.zeros(1, 3, height, width))
+        assert out.shape == (1, 3, height, width) and out.isfinite().all()
+
+    check()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_autocast(family: str) -> None:
+    x = torch.randn(1, 3, 65, 47)
+    model = small(family)
+    with torch.no_grad():
+        plain = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = model(x)
+    assert out.shape == plain.shape and out.isfinite().all()
+    # bfloat16 keeps 8 bits: the two agree roughly, over the whole map
+    assert (out.float() - plain).abs().mean() <= 0.05 * plain.abs().mean() + 0.05 * plain.std()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiles_as_one_graph(family: str) -> None:
+    model = small(family)
+    x = torch.randn(1, 3, 65, 47)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exports_at_any_size(family: str) -> None:
+    model = small(family)
+    free = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(1, 3, 128, 160),), dynamic_shapes=(free,), strict=False)
+        for size in [(97, 161), (192, 131)]:
+            x = torch.randn(1, 3, *size)
+            torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["batch", "evo_s0"])
+@pytest.mark.parametrize("name", NAMES)
+def test_full_models_compile_and_export(name: str, norm: str) -> None:
+    torch._dynamo.reset()
+    with torch.device("meta"), torch.no_grad():
+        model = build(name, norm=norm).eval()
+        x = torch.zeros(1, 3, 65, 127)
+        expected = model(x).shape
+        assert torch.compile(model, fullgraph=True, backend="eager")(x).shape == expected
+        free = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+        program = torch.export.export(model, (torch.zeros(1, 3, 256, 320),), dynamic_shapes=(free,), strict=False)
+        assert program.module()(torch.zeros(1, 3, 225, 351)).shape[-2:] == (225, 351)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_is_an_argument_and_does_something(family: str) -> None:
+    if family in ("u2net", "isnet"):
+        pytest.skip("the paper's network has no dropout and no head to put it in")
+    torch.manual_seed(0)
+    model = FAMILIES[family](num_classes=3, dropout=0.9, norm="group").train()
+    x = torch.randn(1, 3, 65, 65)
+    first, second = outputs_of(model, x)[0], outputs_of(model, x)[0]
+    assert not torch.equal(first, second)
+    assert torch.equal(model.eval()(x), model(x))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_multilabel_probabilities_do_not_sum_to_one(family: str) -> None:
+    model = FAMILIES[family](num_classes=3, multilabel=True)
+    assert isinstance(model, SegmentationModel)
+    x = torch.randn(1, 3, 33, 33)
+    torch.testing.assert_close(model.predict(x), model.eval()(x).sigmoid().detach())
