@@ -19,8 +19,11 @@ def unknown_name(kind: str, given: object, known: Iterable[str]) -> ValueError:
     """
     names = sorted(known)
     lower = {name.lower(): name for name in names}
-    nearest = difflib.get_close_matches(str(given).lower(), lower, n=1, cutoff=0.5)
-    hint = f"did you mean {lower[nearest[0]]!r}? " if nearest else ""
+    wanted = str(given).lower()
+    begun = [name for name in lower if len(wanted) > 2 and name.startswith(wanted)]  # "u2net": u2net_full, u2net_lite
+    begun = [name for name in begun if not any(name != other and name.startswith(other) for other in begun)]
+    nearest = begun if 0 < len(begun) < 4 else difflib.get_close_matches(wanted, lower, n=1, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(lower[name]) for name in nearest)}? " if nearest else ""
     listed = ", ".join(names[:_MOST_LISTED]) + (
         f" and {len(names) - _MOST_LISTED} more" if names[_MOST_LISTED:] else ""
     )

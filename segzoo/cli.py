@@ -321,10 +321,10 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _parameters(name: str) -> int:
     import torch
 
-    import segzoo
+    from segzoo.registry import create_untrained
 
     with torch.device("meta"):
-        model = segzoo.create_model(name, weights=None)
+        model = create_untrained(name)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -364,7 +364,10 @@ def _json(data: Any) -> str:
 def _record_rows(record: Any) -> list[tuple[str, str]]:
     p = record.preprocessing
     scale = "its own maximum" if p.scale == "max" else "255"
-    size = f"resized to {p.size[0]}×{p.size[1]} ({p.interpolation}), " if p.size else ""
+    size = (
+        f"shorter side {p.size}" if isinstance(p.size, int) else f"resized to {p.size[0]}×{p.size[1]}" if p.size else ""
+    )
+    size = f"{size} ({p.interpolation}), " if size else ""
     rows = [
         ("weights", record.name),
         ("licence", record.license),
@@ -374,7 +377,7 @@ def _record_rows(record: Any) -> list[tuple[str, str]]:
         ("classes", ", ".join(record.classes)),
         ("input", f"{record.in_channels} channels, {size}divided by {scale}, mean {p.mean}, std {p.std}"),
         ("threshold", f"{record.threshold:g}"),
-        ("precision", f"{', '.join(record.precision_ok)} checked"),
+        ("precision", f"{', '.join(record.precision_ok)} checked" if record.precision_ok else "not measured here"),
     ]
     if record.calibration != "":
         rows.append(("norms", f"folded by the publisher; statistics {_calibrated(record.calibration)}"))
@@ -385,7 +388,7 @@ def _record_rows(record: Any) -> list[tuple[str, str]]:
     rows.append(("protocol", record.protocol))
     for source in record.sources:
         rows.append(("file", f"{source.kind}: {source.location}"))
-        rows.append(("", f"sha256 {source.sha256}"))
+        rows.append(("", f"sha256 {source.sha256}{'' if len(source.sha256) == 64 else '… (its first digits)'}"))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -90,6 +91,25 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             raise TypeError(f"{name!r} names its weights already; got weights={kwargs['weights']!r} too")
         kwargs["weights"] = tag
     model: nn.Module = factory(**kwargs)
+    return model
+
+
+def create_untrained(name: str, **kwargs: Any) -> nn.Module:
+    """A model by name with random weights, its encoder's too: nothing is read or downloaded.
+
+    Args:
+        name: A factory's name.
+        **kwargs: The factory's arguments.
+
+    Examples:
+        >>> create_untrained("fpn", num_classes=5).num_classes
+        5
+    """
+    factory = find_factory(name)
+    if factory is None:
+        raise _unknown("model", name, _factories)
+    untrained = {key: None for key in ("weights", "encoder_weights") if key in inspect.signature(factory).parameters}
+    model: nn.Module = factory(**{**untrained, **kwargs})
     return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from segzoo.encoders.mit import MiT, Variant
 from segzoo.models import FCN, LRASPP, DeepLabV3, ISNet, SegFormer, U2Net
 from segzoo.models.u2net import Stage
-from segzoo.registry import find_factory
+from segzoo.registry import create_untrained, find_factory
 
 NORMS = ["batch", "sync_batch", "frozen_batch", "group", "instance", "layer", "evo_s0", "evo_b0"]
 
@@ -67,10 +66,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 
 def build(name: str, **arguments: Any) -> nn.Module:
     """A registered model with random weights, its encoder's too."""
-    factory = find_factory(name)
-    if "encoder_weights" in inspect.signature(factory).parameters:
-        arguments.setdefault("encoder_weights", None)
-    return factory(**{"weights": None, **arguments})
+    return create_untrained(name, **arguments)
 
 
 def outputs_of(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:

@@ -139,7 +139,7 @@ def test_bad_pictures(said, coffee: Path, tmp_path: Path, name: str) -> None:
         (["cutout", "-", "{coffee}", "{tmp}/out"], "- (standard input) is one picture"),
         (["list", "resnet*"], "no model matches 'resnet*'"),
         (["list", "--task", "salent"], "unknown task 'salent': did you mean 'salient'"),
-        (["info", "u2net"], "unknown model 'u2net': did you mean 'u2net_lite'"),
+        (["info", "u2net"], "unknown model 'u2net': did you mean 'u2net_full' or 'u2net_lite'"),
         (["info", "u2net_lite.dust"], "unknown weights 'u2net_lite.dust': did you mean 'u2net_lite.duts'"),
     ],
 )  # fmt: skip
@@ -270,13 +270,20 @@ def test_list_and_info(capsys: pytest.CaptureFixture[str]) -> None:
     for name in [*segzoo.list_models(), *segzoo.list_weights()]:
         assert main(["info", name]) == 0
         out = capsys.readouterr().out
-        for known in ("Apache-2.0", "DUTS-TR", "arXiv:2005.09007", "sha256", "320×320"):
-            assert known in out
+        for record in [segzoo.get_weights(n) for n in segzoo.list_weights() if name in (n, n.partition(".")[0])]:
+            for known in (record.license, record.training_data, record.paper, record.sha256, record.protocol):
+                assert known in out
         assert main(["info", name, "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
-        record = shown if "." in name else shown["weights"][0]
-        assert record["license"] == "Apache-2.0" and record["sources"][0]["sha256"]
-        assert "." in name or shown["parameters"] in (1_128_333, 43_995_469)
+        for record in [shown] if "." in name else shown["weights"]:
+            assert record["license"] and record["sources"][0]["sha256"]
+        assert "." in name or f"{shown['parameters']:,}" in listing
+    assert main(["info", "u2net_lite"]) == 0
+    out = capsys.readouterr().out
+    for known in ("Apache-2.0", "DUTS-TR", "arXiv:2005.09007", "sha256", "320×320", "1,128,333"):
+        assert known in out
+    assert main(["info", "fcn_resnet50"]) == 0
+    assert "shorter side 520" in capsys.readouterr().out
 
 
 def test_a_killed_run_leaves_whole_files_only(coffee: Path, tmp_path: Path) -> None:

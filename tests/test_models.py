@@ -7,18 +7,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import build, outputs_of
 from safetensors.torch import save_file
 
 import segzoo
 from segzoo.models import SegmentationModel
 
-MODELS = segzoo.list_models()
+MODELS = segzoo.list_models(task="semantic") + segzoo.list_models(task="salient")
+# Where a factory lets its model be smaller, it is: the full ones are in test_architectures.py, by their shapes.
+SMALLER: dict[str, dict[str, object]] = {
+    "deeplabv3plus": {"encoder": "resnet10t", "decoder_channels": 32},
+    "fcn8s": {"encoder": "vgg11", "head_channels": 32},
+    "fpn": {"encoder": "resnet10t"},
+    "pspnet": {"encoder": "resnet10t", "decoder_channels": 32},
+    "unet": {"base_channels": 8},
+    "unet_plusplus": {"encoder": "resnet10t", "decoder_channels": (32, 16, 16, 8, 8)},
+}
+
+
+def create(name: str, **arguments: object) -> SegmentationModel:
+    model = build(name, **SMALLER.get(name, {}), **arguments)
+    assert isinstance(model, SegmentationModel)
+    return model
 
 
 @pytest.fixture(params=MODELS, scope="module")
 def model(request: pytest.FixtureRequest) -> SegmentationModel:
     torch.manual_seed(0)
-    return segzoo.create_model(request.param, weights=None)
+    return create(request.param)
 
 
 def test_there_are_models() -> None:
@@ -33,30 +49,29 @@ def test_eval_gives_logits_of_the_inputs_size(model: SegmentationModel) -> None:
 
 
 def test_train_gives_the_main_output_first(model: SegmentationModel) -> None:
-    out = model.train()(torch.randn(1, 3, 33, 47))
-    outputs = out if isinstance(out, list) else [out]
+    outputs = outputs_of(model.train(), torch.randn(1, 3, 33, 47))
     assert all(o.shape == (1, model.num_classes, 33, 47) for o in outputs)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 40)])
 def test_every_parameter_gets_a_gradient(model: SegmentationModel, size: tuple[int, int]) -> None:
     trained = copy.deepcopy(model).train()
-    out = trained(torch.randn(1, 3, *size))
-    sum(o.sum() for o in (out if isinstance(out, list) else [out])).backward()
+    sum(o.sum() for o in outputs_of(trained, torch.randn(1, 3, *size))).backward()
     assert [name for name, p in trained.named_parameters() if p.grad is None] == []
 
 
 def test_predict_gives_probabilities_and_leaves_the_modes(model: SegmentationModel) -> None:
     model.train()
-    frozen = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    frozen.eval()
+    frozen = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)][:1]  # FCN-8s has none
+    for norm in frozen:
+        norm.eval()
     modes = [m.training for m in model.modules()]
-    statistics = frozen.running_mean.clone()
+    statistics = [norm.running_mean.clone() for norm in frozen]
     out = model.predict(torch.randn(1, 3, 40, 50))
     assert out.dtype == torch.float32 and not out.requires_grad
     assert out.min() >= 0 and out.max() <= 1
     assert [m.training for m in model.modules()] == modes
-    assert torch.equal(frozen.running_mean, statistics)
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(frozen, statistics))
     with pytest.raises(ValueError, match="got"):
         model.predict(torch.zeros(3, 40, 50))
     assert [m.training for m in model.modules()] == modes
@@ -69,13 +84,13 @@ def test_save_and_load_is_bit_equal(model: SegmentationModel, request: pytest.Fi
     save_file(model.state_dict(), tmp_path / "m.safetensors")
     torch.save({"model": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "m.pth")
     for file in ("m.safetensors", "m.pth"):
-        again = segzoo.create_model(name, weights=tmp_path / file)
+        again = create(name, weights=tmp_path / file)
         assert torch.equal(again.predict(x), expected), file
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_any_number_of_classes_and_channels(name: str) -> None:
-    model = segzoo.create_model(name, weights=None, num_classes=5, in_channels=4).eval()
+    model = create(name, num_classes=5, in_channels=4).eval()
     out = model.predict(torch.randn(1, 4, 33, 33))
     assert out.shape == (1, 5, 33, 33)
     torch.testing.assert_close(out.sum(1), torch.ones(1, 33, 33))
@@ -86,7 +101,7 @@ def test_any_number_of_classes_and_channels(name: str) -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3"])
 def test_nonsense_numbers_are_refused(name: str, argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{argument} must be a positive int, got"):
-        segzoo.create_model(name, weights=None, **{argument: value})
+        create(name, **{argument: value})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from segzoo.encoders.base import Encoder
-
 from segzoo.encoders.mit import MiT
 from segzoo.encoders.timm_encoder import TimmEncoder
 from segzoo.encoders.torchvision_encoders import MobileNetV3Encoder, ResNetEncoder

@@ -33,7 +33,8 @@ def replace_norm(
 
     Batch norms are torch's, synchronised and frozen ones too, torchvision's, timm's (what they hold of dropout and
     activation follows the new norm) and ours; other norms stay. γ and β stay as they are, the same parameters, and so
-    do the statistics, eps and momentum where the new norm is a batch norm by name. All other state-dict keys stay.
+    do the statistics, eps and momentum where the new norm is a batch norm by name. All other state-dict keys stay, but
+    those of a PReLU that is left out.
 
     What directly follows each norm is found by a trial run on the meta device (``segzoo.layers.trace``), for EvoNorms
     only. There an activation module is left out (``nn.Identity``), or skipped where it serves elsewhere too, as after

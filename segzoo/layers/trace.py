@@ -6,6 +6,7 @@ milliseconds and changes nothing. The output of each norm is followed by its ide
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -169,7 +170,8 @@ def _run(
             return x.detach().to("meta")
         return torch.zeros_like(x, device=real) if x.is_meta else x.detach().to(real)
 
-    with _unchanged(model), torch.no_grad():
+    with _unchanged(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again when the model runs in earnest
         for module in model.modules():
             module.training = training
         recorder = _Recorder(model, norms)
@@ -223,8 +225,10 @@ def _tensors(values: object) -> list[Tensor]:
 
 
 class _Recorder(TorchFunctionMode):
-    """Sees modules through hooks and functions as a mode. What happens inside a norm, an activation or a drop does not
-    count, only what goes in and comes out."""
+    """Sees modules through hooks, and functions as a mode.
+
+    What happens inside a norm, an activation or a dropout does not count, only what goes in and comes out.
+    """
 
     def __init__(self, model: nn.Module, norms: Iterable[nn.Module]) -> None:
         super().__init__()

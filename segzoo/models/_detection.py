@@ -12,6 +12,7 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from segzoo.encoders.torchvision_encoders import load_imagenet, set_stem
 from segzoo.layers.norm import Norm
 from segzoo.layers.replace import replace_norm
+from segzoo.models.base import check_positive
 from segzoo.weights.catalog import Preprocessing, Weights
 
 __all__ = ["MaskRCNN"]
@@ -53,9 +54,7 @@ class MaskRCNN(TorchvisionMaskRCNN):  # type: ignore[misc]
         encoder_weights: Any = None,
         **arguments: Any,
     ) -> None:
-        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        check_positive(num_classes=num_classes, in_channels=in_channels)
         built = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
         normalised = self.default_preprocessing.for_channels(in_channels)
         super().__init__(

@@ -19,7 +19,20 @@ from segzoo.weights.catalog import Preprocessing, Weights, get_weights, list_wei
 from segzoo.weights.convert import SUFFIXES, StateDict, read_state_dict
 from segzoo.weights.fetch import fetch
 
-__all__ = ["EncoderModel", "SegmentationModel"]
+__all__ = ["EncoderModel", "SegmentationModel", "build_model", "check_positive"]
+
+
+def check_positive(**arguments: object) -> None:
+    """Raise ValueError for the first argument that is no positive int.
+
+    Examples:
+        >>> check_positive(num_classes=0)
+        Traceback (most recent call last):
+        ValueError: num_classes must be a positive int, got 0
+    """
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive int, got {value!r}")
 
 
 class SegmentationModel(nn.Module):
@@ -49,9 +62,7 @@ class SegmentationModel(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, *, multilabel: bool = False) -> None:
         super().__init__()
-        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        check_positive(num_classes=num_classes, in_channels=in_channels)
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.multilabel = multilabel

@@ -17,7 +17,7 @@ from segzoo.encoders import Encoder, MobileNetV3Encoder, ResNetEncoder, get_enco
 from segzoo.layers.aspp import ASPP
 from segzoo.layers.conv import conv_norm_act
 from segzoo.layers.norm import Norm
-from segzoo.models.base import EncoderModel, build_model
+from segzoo.models.base import EncoderModel, build_model, check_positive
 from segzoo.models.fcn import BackboneModel
 from segzoo.ops import resize_to
 from segzoo.registry import register_model
@@ -73,6 +73,7 @@ class DeepLabV3(BackboneModel):
         norm: Norm = "batch",
         multilabel: bool = False,
     ) -> None:
+        check_positive(num_classes=num_classes, in_channels=in_channels)
         common: dict[str, Any] = {"weights": encoder_weights, "in_channels": in_channels, "norm": norm}
         backbone: Encoder
         if encoder == "mobilenet_v3_large":

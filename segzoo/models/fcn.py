@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segzoo.encoders import Encoder, ResNetEncoder, TimmEncoder
 from segzoo.layers.conv import conv_norm_act
 from segzoo.layers.norm import Norm
-from segzoo.models.base import EncoderModel, build_model
+from segzoo.models.base import EncoderModel, build_model, check_positive
 from segzoo.ops import crop_to
 from segzoo.registry import register_model
 from segzoo.weights.catalog import SEMANTIC_PREPROCESSING
@@ -143,6 +143,7 @@ class FCN(BackboneModel):
         norm: Norm = "batch",
         multilabel: bool = False,
     ) -> None:
+        check_positive(num_classes=num_classes, in_channels=in_channels)
         backbone = ResNetEncoder(
             encoder, weights=encoder_weights, in_channels=in_channels, norm=norm, output_stride=output_stride
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segzoo.encoders import MobileNetV3Encoder
 from segzoo.layers.conv import conv_norm_act
 from segzoo.layers.norm import Norm
-from segzoo.models.base import build_model
+from segzoo.models.base import build_model, check_positive
 from segzoo.models.fcn import BackboneModel
 from segzoo.ops import resize_to
 from segzoo.registry import register_model
@@ -97,6 +97,7 @@ class LRASPP(BackboneModel):
         norm: Norm = "batch",
         multilabel: bool = False,
     ) -> None:
+        check_positive(num_classes=num_classes, in_channels=in_channels)
         backbone = MobileNetV3Encoder(weights=encoder_weights, in_channels=in_channels, norm=norm)
         head = LRASPPHead(
             backbone.channels[2], backbone.channels[-1], num_classes, inter_channels, norm=norm, dropout=dropout

@@ -103,7 +103,7 @@ class Weights:
         threshold: Probability above which a pixel is foreground in a mask.
         calibration: Of checkpoints whose batch norms had been folded into the convolutions: which pictures the
             statistics were measured on again; None where they were not. Empty where the norms are the publisher's own.
-        precision_ok: Precisions in which the metrics were checked to hold.
+        precision_ok: Precisions in which the metrics were checked to hold, here.
         metrics: {data set: {metric: value}}, measured with this project's own code by the protocol.
         published_metrics: The same as its publishers give them.
 
@@ -126,7 +126,7 @@ class Weights:
     min_max: bool = False
     threshold: float = 0.5
     calibration: str | None = ""
-    precision_ok: tuple[str, ...] = ("fp32",)
+    precision_ok: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     published_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -277,6 +277,7 @@ _RECORDS = (
         preprocessing=U2NET_PREPROCESSING,
         protocol=_U2NET_PROTOCOL,
         min_max=True,
+        precision_ok=("fp32",),
         calibration="ECSSD 0001 to 0797, every fourth picture (200), at 320×320: means and variances only",
         metrics={"ECSSD": {"max_f": 0.9430, "mae": 0.0412, "weighted_f": 0.8847, "s_measure": 0.9175}},
         published_metrics={"ECSSD": {"max_f": 0.943, "mae": 0.041, "weighted_f": 0.885, "s_measure": 0.918}},
