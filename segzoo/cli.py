@@ -364,10 +364,10 @@ def _json(data: Any) -> str:
 def _record_rows(record: Any) -> list[tuple[str, str]]:
     p = record.preprocessing
     scale = "its own maximum" if p.scale == "max" else "255"
-    size = (
-        f"shorter side {p.size}" if isinstance(p.size, int) else f"resized to {p.size[0]}×{p.size[1]}" if p.size else ""
-    )
-    size = f"{size} ({p.interpolation}), " if size else ""
+    if isinstance(p.size, int):
+        size = f"shorter side {p.size} ({p.interpolation}), "
+    else:
+        size = f"resized to {p.size[0]}×{p.size[1]} ({p.interpolation}), " if p.size else ""
     rows = [
         ("weights", record.name),
         ("licence", record.license),

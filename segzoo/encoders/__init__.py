@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from segzoo.encoders.base import Encoder
 from segzoo.encoders.mit import MiT
@@ -22,6 +21,7 @@ def get_encoder(
     norm: Norm = "batch",
     depth: int = 5,
     output_stride: int = 32,
+    dilate_first: bool = False,
 ) -> Encoder:
     """An encoder by name.
 
@@ -33,6 +33,7 @@ def get_encoder(
         norm: In the place of the network's batch norms: see ``segzoo.layers.get_norm``.
         depth: How many times the input is halved at most: 5 is down to stride 32.
         output_stride: Where it is less than 2 ** depth, strides beyond it become dilations.
+        dilate_first: See ``TimmEncoder``.
 
     Raises:
         ValueError: For an unknown name, with the nearest one, or what that network cannot do.
@@ -52,5 +53,12 @@ def get_encoder(
         if output_stride < 32 or depth < 5:
             raise ValueError(f"{encoder} cannot be dilated or cut: output_stride=32 and depth=5 only")
         return MiT(encoder, weights=weights, in_channels=in_channels)
-    arguments: dict[str, Any] = {"norm": norm, "depth": depth, "output_stride": output_stride}
-    return TimmEncoder(encoder, weights=weights, in_channels=in_channels, **arguments)
+    return TimmEncoder(
+        encoder,
+        weights=weights,
+        in_channels=in_channels,
+        norm=norm,
+        depth=depth,
+        output_stride=output_stride,
+        dilate_first=dilate_first,
+    )

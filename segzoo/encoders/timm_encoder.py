@@ -31,8 +31,9 @@ class TimmEncoder(Encoder):
         in_channels: Input channels; the weights' first convolution is adapted as timm does.
         norm: In the place of the network's batch norms, if it has any: see ``segzoo.layers.replace_norm``.
         depth: How many times the input is halved at most: 5 is down to stride 32.
-        output_stride: Where it is less than 2 ** depth, the strides beyond it become dilations, in every convolution of
-            those stages (as in segmentation_models_pytorch).
+        output_stride: Where it is less than 2 ** depth, the strides beyond it become dilations.
+        dilate_first: Whether the first block of a dilated stage has the new dilation too, as all of
+            segmentation_models_pytorch's own ResNets, or still the one before, as timm, torchvision and DeepLab do it.
 
     Raises:
         ValueError: For an unknown name; one without a pyramid (a plain ViT); one that cannot be dilated; a file that
@@ -54,6 +55,7 @@ class TimmEncoder(Encoder):
         norm: Norm = "batch",
         depth: int = 5,
         output_stride: int = 32,
+        dilate_first: bool = False,
     ) -> None:
         super().__init__()
         check_depth(depth)
@@ -61,7 +63,11 @@ class TimmEncoder(Encoder):
             raise ValueError(f"output_stride is 4, 8, 16 or 32, got {output_stride!r}")
         self.in_channels = in_channels
         indices = _indices(name, depth)
-        self.model = _create(name, weights, in_chans=in_channels, out_indices=indices)
+        arguments: dict[str, Any] = {"in_chans": in_channels, "out_indices": indices}
+        dilated = output_stride < 2**depth
+        if dilated and not dilate_first and _dilates_itself(name, output_stride):
+            arguments["output_stride"] = output_stride
+        self.model = _create(name, weights, **arguments)
         _round_up(self.model)
         info = self.model.feature_info
         self.channels = tuple(info.channels())
@@ -109,7 +115,7 @@ def _create(name: str, weights: str | os.PathLike[str] | None, **arguments: Any)
     if weights == "imagenet":
         more["pretrained"] = True
     elif weights is not None:
-        more |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _read(name, weights), "num_classes": 0}}
+        more |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _read(name, weights)}}
     # Windowed transformers take any size when told to; the others do not know the argument.
     flexible: dict[str, Any] = {"strict_img_size": False}
     try:
@@ -159,7 +165,7 @@ def _read(name: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
             f"{path} does not fit timm's {name}: {len(missing)} keys are missing and {len(shapes)} have another shape "
             f"({some_of(wrong)})"
         )
-    return state
+    return {key: state[key] for key in target}
 
 
 def _as_tuple(names: Any) -> tuple[str, ...]:
@@ -175,8 +181,20 @@ def _round_up(model: nn.Module) -> None:
             module.ceil_mode = True
 
 
+def _dilates_itself(name: str, output_stride: int) -> bool:
+    """Whether timm's own ``output_stride`` does for this network what it says."""
+    import timm
+
+    with torch.device("meta"), _quiet():
+        try:
+            model: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
+        except (TypeError, RuntimeError, AssertionError, ValueError):
+            return False
+        return bool(model.feature_info.reduction()[-1] == output_stride)
+
+
 def _dilate(encoder: TimmEncoder, name: str, output_stride: int) -> None:
-    """Turn the strides beyond ``output_stride`` into dilations, found by running the network on nothing.
+    """Turn the strides beyond ``output_stride`` into dilations where timm does not, by running the network on nothing.
 
     Every convolution whose output would be at stride s > ``output_stride`` gets dilation s / ``output_stride``.
     """

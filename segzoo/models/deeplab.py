@@ -22,7 +22,7 @@ from segzoo.models.fcn import BackboneModel
 from segzoo.ops import resize_to
 from segzoo.registry import register_model
 from segzoo.weights.catalog import SEMANTIC_PREPROCESSING
-from segzoo.weights.smp_keys import deeplabv3plus_from_smp, is_smp
+from segzoo.weights.smp_keys import deeplabv3plus_from_smp, has_timm_encoder, is_smp
 
 __all__ = [
     "DeepLabV3",
@@ -111,6 +111,7 @@ class DeepLabV3Plus(EncoderModel):
         skip_channels: That the map at stride 4 is reduced to.
         dropout: In ASPP's projection.
         align_corners: Of all resizing, see ``segzoo.ops.resize_to``. None means False.
+        dilate_first: See ``segzoo.encoders.TimmEncoder``. None means False.
         num_classes: Output channels.
         in_channels: Input channels.
         norm: See ``segzoo.layers.get_norm``.
@@ -139,6 +140,7 @@ class DeepLabV3Plus(EncoderModel):
         skip_channels: int = 48,
         dropout: float = 0.5,
         align_corners: bool | None = None,
+        dilate_first: bool | None = None,
         num_classes: int = 21,
         in_channels: int = 3,
         norm: Norm = "batch",
@@ -146,7 +148,12 @@ class DeepLabV3Plus(EncoderModel):
     ) -> None:
         super().__init__(num_classes, in_channels, multilabel=multilabel)
         self.encoder = get_encoder(
-            encoder, weights=encoder_weights, in_channels=in_channels, norm=norm, output_stride=output_stride
+            encoder,
+            weights=encoder_weights,
+            in_channels=in_channels,
+            norm=norm,
+            output_stride=output_stride,
+            dilate_first=bool(dilate_first),
         )
         if 4 not in self.encoder.strides:
             raise ValueError(f"DeepLabV3+ needs an encoder with a map at stride 4, this one has {self.encoder.strides}")
@@ -169,7 +176,9 @@ class DeepLabV3Plus(EncoderModel):
     @classmethod
     def implied(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """What segmentation_models_pytorch does otherwise than the paper."""
-        return {"rates": (12, 24, 36), "align_corners": True} if is_smp(state) else {}
+        if not is_smp(state):
+            return {}
+        return {"rates": (12, 24, 36), "align_corners": True, "dilate_first": not has_timm_encoder(state)}
 
     def decode(self, features: list[Tensor], x: Tensor) -> list[Tensor]:
         """Logits at stride 4."""
@@ -323,6 +332,7 @@ def deeplabv3plus(
     skip_channels: int = 48,
     dropout: float = 0.5,
     align_corners: bool | None = None,
+    dilate_first: bool | None = None,
     progress: bool = True,
 ) -> DeepLabV3Plus:
     """DeepLabV3+ on any encoder.
@@ -331,7 +341,7 @@ def deeplabv3plus(
         encoder: A timm name, ``"mit_b0"`` … (with ``output_stride=32``), or a ``segzoo.encoders.Encoder``.
         encoder_weights: ``"imagenet"`` (timm's, downloaded on first use), a path, or None: random initialisation.
         weights: A path, or None. A state dict of segmentation_models_pytorch's ``DeepLabV3Plus`` is converted, and what
-            it does otherwise (``rates``, ``align_corners``) is done likewise unless given.
+            it does otherwise (``rates``, ``align_corners``, ``dilate_first``) is done likewise unless given.
         num_classes: None means the checkpoint's, or 21.
         in_channels: Input channels.
         norm: See ``segzoo.layers.get_norm``.
@@ -341,6 +351,7 @@ def deeplabv3plus(
         skip_channels: That the map at stride 4 is reduced to.
         dropout: In ASPP's projection.
         align_corners: Of all resizing. None means False.
+        dilate_first: Whether the first block of a dilated stage is dilated too. None means False.
         progress: Whether a download shows a progress bar.
 
     Raises:
@@ -366,6 +377,7 @@ def deeplabv3plus(
         skip_channels=skip_channels,
         dropout=dropout,
         align_corners=align_corners,
+        dilate_first=dilate_first,
         num_classes=num_classes,
         in_channels=in_channels,
         norm=norm,

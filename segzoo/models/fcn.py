@@ -205,7 +205,9 @@ class FCN8s(EncoderModel):
         if norm is not None and not encoder.endswith("_bn"):
             encoder += "_bn"
         self.encoder = TimmEncoder(encoder, weights=encoder_weights, in_channels=in_channels, norm=norm)
-        pool3, pool4, pool5 = self.encoder.channels[-3:]
+        # The encoder's maps are those before each pooling, but for the last: the paper fuses those after.
+        pool3, pool4, _, pool5 = self.encoder.channels[-4:]
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.fc6 = conv_norm_act(pool5, head_channels, 7, norm=norm)
         self.fc7 = conv_norm_act(head_channels, head_channels, 1, norm=norm)
         self.dropout = nn.Dropout2d(dropout)
@@ -217,7 +219,8 @@ class FCN8s(EncoderModel):
 
     def decode(self, features: list[Tensor], x: Tensor) -> list[Tensor]:
         """The fused scores at stride 8; the last step to the picture is plain bilinear, as in the paper."""
-        pool3, pool4, pool5 = features[-3:]
+        pool3, pool4 = (self.pool(y) for y in features[-4:-2])
+        pool5 = features[-1]
         scores = self.score(self.dropout(self.fc7(self.dropout(self.fc6(pool5)))))
         scores = self.up_pool5(scores, pool4) + self.score_pool4(pool4)
         return [self.up_pool4(scores, pool3) + self.score_pool3(pool3)]

@@ -31,7 +31,7 @@ class PSPNet(EncoderModel):
         encoder: A timm name or an ``Encoder``.
         encoder_weights: ``"imagenet"``, a path, or None.
         encoder_depth: How many times the input is halved at most. None means 5.
-        output_stride: Strides beyond it become dilations: 8 in the paper.
+        output_stride: Strides beyond it become dilations. None means the paper's 8.
         aux: Whether there is an auxiliary head. In train mode its logits come second; the paper's weight of their loss
             is 0.4.
         bins: Of the pyramid.
@@ -65,7 +65,7 @@ class PSPNet(EncoderModel):
         *,
         encoder_weights: str | os.PathLike[str] | None = None,
         encoder_depth: int | None = None,
-        output_stride: int = 8,
+        output_stride: int | None = None,
         aux: bool = True,
         bins: Sequence[int] = (1, 2, 3, 6),
         decoder_channels: int = 512,
@@ -85,7 +85,7 @@ class PSPNet(EncoderModel):
             in_channels=in_channels,
             norm=norm,
             depth=encoder_depth or 5,
-            output_stride=output_stride,
+            output_stride=output_stride or 8,
         )
         if aux and len(self.encoder.channels) < 2:
             raise ValueError("the auxiliary head needs an encoder with two maps or more: pass aux=False")
@@ -108,7 +108,13 @@ class PSPNet(EncoderModel):
         if not is_smp(state):
             return {}
         depth = pspnet_depth(state)
-        return {"encoder_depth": depth, "fuse_kernel_size": 1, "head_kernel_size": 3, "align_corners": True}
+        return {
+            "encoder_depth": depth,
+            "output_stride": 32,
+            "fuse_kernel_size": 1,
+            "head_kernel_size": 3,
+            "align_corners": True,
+        }
 
     def decode(self, features: list[Tensor], x: Tensor) -> list[Tensor]:
         """Logits at the strides of the encoder's maps."""
@@ -128,7 +134,7 @@ def pspnet(
     in_channels: int = 3,
     norm: Norm = "batch",
     encoder_depth: int | None = None,
-    output_stride: int = 8,
+    output_stride: int | None = None,
     aux: bool = True,
     bins: Sequence[int] = (1, 2, 3, 6),
     decoder_channels: int = 512,
@@ -144,12 +150,13 @@ def pspnet(
         encoder: A timm name, ``"mit_b0"`` … (with ``output_stride=32``), or a ``segzoo.encoders.Encoder``.
         encoder_weights: ``"imagenet"`` (timm's, downloaded on first use), a path, or None: random initialisation.
         weights: A path, or None. A state dict of segmentation_models_pytorch's ``PSPNet`` is converted, and what it
-            does otherwise (a shallow encoder, kernel sizes, ``align_corners``) is done likewise unless given.
+            does otherwise (a shallow encoder, no dilation, kernel sizes, ``align_corners``) is done likewise unless
+            given.
         num_classes: None means the checkpoint's, or 21.
         in_channels: Input channels.
         norm: See ``segzoo.layers.get_norm``.
         encoder_depth: How many times the input is halved at most. None means 5.
-        output_stride: Strides beyond it become dilations: 8 in the paper.
+        output_stride: Strides beyond it become dilations. None means the paper's 8.
         aux: Whether there is an auxiliary head on the map before the last; in train mode its logits come second.
         bins: Of the pyramid.
         decoder_channels: Of the convolution after the pooling.

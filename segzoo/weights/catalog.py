@@ -201,8 +201,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 _VOC = _names(
-    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, motorbike, "
-    "person, potted plant, sheep, sofa, train, tv monitor"
+    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, "
+    "motorbike, person, potted plant, sheep, sofa, train, tv monitor"
 )
 # Names of categories that COCO's annotations leave out keep their numbers.
 _COCO = _names(

@@ -17,6 +17,7 @@ from segzoo.weights.convert import StateDict, norm_that_adds
 __all__ = [
     "deeplabv3plus_from_smp",
     "fpn_from_smp",
+    "has_timm_encoder",
     "is_smp",
     "pspnet_depth",
     "pspnet_from_smp",
@@ -70,6 +71,17 @@ def is_smp(state: Mapping[str, Tensor]) -> bool:
         (True, False)
     """
     return "segmentation_head.0.weight" in state
+
+
+def has_timm_encoder(state: Mapping[str, Tensor]) -> bool:
+    """Whether the encoder of an smp model is a ``tu-`` one, timm's own.
+
+    Examples:
+        >>> import torch
+        >>> has_timm_encoder({"encoder.model.conv1.weight": torch.zeros(1)})
+        True
+    """
+    return any(key.startswith("encoder.model.") for key in state)
 
 
 def rename(state: Mapping[str, Tensor], rules: Rules) -> StateDict:
