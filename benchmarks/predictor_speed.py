@@ -13,30 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from _machine import machine
+from _timing import interleaved
 from PIL import Image
 
 import segzoo
 
 PICTURE = Path(__file__).resolve().parent.parent / "examples/images/coffee.jpg"
-
-
-def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each candidate, one after the other, over and over; the first two rounds are not counted."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for i in range(repeats + 2):
-        for name, run in candidates.items():
-            started = time.perf_counter()
-            run()
-            if i >= 2:
-                times[name].append(time.perf_counter() - started)
-    return times
 
 
 def tutorial_loop(model: torch.nn.Module, path: Path) -> np.ndarray:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import segzoo
+from segzoo.inference.optimize import fold_norms
 from segzoo.models import SegmentationModel
 
 SIZES = [(1, 1), (33, 47), (65, 127)]
@@ -111,6 +112,31 @@ def test_exports_at_any_size(family: str) -> None:
         for size in [(97, 161), (192, 131)]:
             x = torch.randn(1, 3, *size)
             torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folding_norms_keeps_the_outputs(family: str) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family](num_classes=3).eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.normal_(norm.running_mean, 0, 0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(1, 3, 65, 47)
+    with torch.no_grad():
+        expected = model(x)
+        folded = fold_norms(model)
+        assert (folded > 0) == bool(norms) and folded <= len(norms)
+        assert (model(x) - expected).abs().max() <= 1e-4 * expected.abs().max().clamp_min(1)
+
+
+def test_what_does_more_than_norming_is_not_folded() -> None:
+    from timm.layers import BatchNormAct2d
+
+    conv = nn.Conv2d(3, 3, 1)
+    model = nn.Sequential(nn.Sequential(conv, BatchNormAct2d(3)), nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)))
+    shared = nn.ModuleList([nn.Sequential(conv, nn.BatchNorm2d(3)), nn.Sequential(conv, nn.BatchNorm2d(3))])
+    assert fold_norms(model.eval()) == fold_norms(shared.eval()) == 0
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from segzoo.layers import (
     SideFusion,
     get_norm,
 )
+from segzoo.layers.conv import conv_norm_act
 from segzoo.layers.norm import legal_groups
 
 NORMS = ["batch", "sync_batch", "frozen_batch", "group", "instance", "layer", "evo_s0", "evo_b0"]
@@ -197,3 +198,41 @@ def test_side_fusion_is_a_weighted_sum() -> None:
     maps = [torch.randn(2, 1, 4, 5) for _ in range(3)]
     weights = fusion.weight.flatten()
     torch.testing.assert_close(fusion(maps), sum(w * m for w, m in zip(weights, maps)) + fusion.bias)
+
+
+@pytest.mark.parametrize("kind", ["s0", "b0"])
+def test_evo_norms_are_timms_where_the_definitions_agree(kind: str) -> None:
+    """In eval mode; in training timm's B0 keeps an unbiased running variance, and its eps is 1e-3 by default."""
+    from timm.layers import EvoNorm2dB0, EvoNorm2dS0
+
+    ours = EvoNormS0(16, groups=8) if kind == "s0" else EvoNormB0(16)
+    theirs = EvoNorm2dS0(16, groups=8) if kind == "s0" else EvoNorm2dB0(16, eps=1e-5)
+    for parameter in ours.parameters():
+        nn.init.uniform_(parameter, -1, 1)
+    if kind == "b0":
+        nn.init.uniform_(ours.running_var, 0.5, 2)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 16, 6, 5)
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    out, expected = ours.eval()(a), theirs.eval()(b)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize("norm", ["batch", "evo_s0", None])
+def test_the_sequential_form_keeps_its_slots(norm: str | None, separable: bool) -> None:
+    block = conv_norm_act(3, 8, stride=2, dilation=2, separable=separable, norm=norm)
+    assert len(block) == 3 and isinstance(block[2], nn.Identity) == (norm == "evo_s0")
+    assert block(torch.zeros(2, 3, 9, 12)).shape == (2, 8, 5, 6)
+    convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.bias is not None for c in convs] == [False] * (len(convs) - 1) + [norm is None]
+    if not separable:
+        named = ConvNormAct(3, 8, stride=2, dilation=2, norm=norm)
+        named.conv.load_state_dict(block[0].state_dict())
+        x = torch.randn(2, 3, 9, 12)
+        torch.testing.assert_close(named(x), block(x))
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        conv_norm_act(3, 8, 4)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 import segzoo
+from segzoo.registry import create_untrained
 
 
 def run(code: str) -> str:
@@ -78,15 +80,28 @@ def test_readme_commands_are_the_ones_ci_runs_and_its_links_lead_somewhere() -> 
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
-def test_readme_python_runs() -> None:
-    """Every Python block of the README, in order, in the repository's folder."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("document", ["README.md", "docs/models.md"])
+def test_python_of_the_documents_runs(document: str) -> None:
+    """Every Python block, in order, in the repository's folder."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     assert blocks
     code = "import os, tempfile; here = os.getcwd()\n" + "\n".join(blocks)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=240
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_models_is_true() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d,]+) \|[^|]*\| (?:`(\w+)`)?", (ROOT / "docs/models.md").read_text(), re.MULTILINE
+    )
+    assert [name for name, _, _ in rows] != [] and {name for name, _, _ in rows} == set(segzoo.list_models())
+    for name, parameters, tag in rows:
+        with torch.device("meta"):
+            model = create_untrained(name)
+        assert f"{sum(p.numel() for p in model.parameters()):,}" == parameters, name
+        assert segzoo.list_weights(name) == ([f"{name}.{tag}"] if tag else []), name
 
 
 def test_versions_agree() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 from segzoo.encoders.base import Encoder
+from segzoo.encoders.late_fusion import LateFusion
 from segzoo.encoders.mit import MiT
 from segzoo.encoders.timm_encoder import TimmEncoder
 from segzoo.encoders.torchvision_encoders import MobileNetV3Encoder, ResNetEncoder
 from segzoo.layers.norm import Norm
 
-__all__ = ["Encoder", "MiT", "MobileNetV3Encoder", "ResNetEncoder", "TimmEncoder", "get_encoder"]
+__all__ = ["Encoder", "LateFusion", "MiT", "MobileNetV3Encoder", "ResNetEncoder", "TimmEncoder", "get_encoder"]
 
 
 def get_encoder(

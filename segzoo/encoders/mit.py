@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segzoo._errors import unknown_name
 from segzoo.encoders.base import Encoder
 from segzoo.weights.adapt import adapt_state_dict
-from segzoo.weights.convert import StateDict, read_state_dict
+from segzoo.weights.convert import read_state_dict
 from segzoo.weights.segformer_keys import mit_from_others
 
 __all__ = ["VARIANTS", "MiT", "Variant"]
@@ -95,7 +95,7 @@ class MiT(Encoder):
         self.stages = nn.ModuleList(stages)
         self.apply(_initialise)
         if weights is not None:
-            state = mit_from_others(_read(name, weights))
+            state = mit_from_others(read_state_dict(_download(name) if weights == "imagenet" else weights))
             origin = f"{name}.imagenet" if weights == "imagenet" else os.fspath(weights)
             self.load_state_dict(adapt_state_dict(state, self.state_dict(), heads=(), stem=self.stem, origin=origin))
 
@@ -267,19 +267,6 @@ def _initialise(module: nn.Module) -> None:
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         nn.init.zeros_(module.bias)
-
-
-def _read(name: str | Variant, weights: str | os.PathLike[str]) -> StateDict:
-    path = _download(name) if weights == "imagenet" else Path(weights)
-    if path.suffix != ".bin":
-        return read_state_dict(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weights file {path}")
-    try:  # the Hub's older files: a plain pickled state dict
-        state: StateDict = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the broken bytes lead to
-        raise ValueError(f"{path} cannot be loaded as plain tensors ({type(error).__name__})") from error
-    return state
 
 
 def _download(name: str | Variant) -> Path:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -17,9 +20,9 @@ __all__ = ["fold_norms", "optimize_for_inference"]
 
 @torch.no_grad()
 def fold_norms(model: nn.Module) -> int:
-    """Fold every batch norm of a ``ConvNormAct`` into its convolution, in place; eval output stays the same.
+    """Fold every batch norm that directly follows a convolution into it, in place; eval output stays the same.
 
-    Other norms depend on the picture and stay.
+    Those of ``ConvNormAct`` and of any ``nn.Sequential``; other norms depend on the picture and stay.
 
     Args:
         model: Any module; it can no longer be trained as before.
@@ -34,11 +37,11 @@ def fold_norms(model: nn.Module) -> int:
         1
     """
     folded = 0
-    for block in model.modules():
-        if not isinstance(block, ConvNormAct):
-            continue
-        conv, norm = block.conv, block.bn
+    for block, conv, name in list(_convolutions_before_norms(model)):
+        norm = getattr(block, name)
         if not isinstance(norm, (_BatchNorm, FrozenBatchNorm)) or norm.running_mean is None:
+            continue
+        if isinstance(getattr(norm, "act", None), nn.Module):  # one of timm's, that does more than norming
             continue
         assert norm.running_var is not None
         weight, bias = fuse_conv_bn_weights(
@@ -47,14 +50,29 @@ def fold_norms(model: nn.Module) -> int:
             norm.running_mean.double(),
             norm.running_var.double(),
             norm.eps,
-            norm.weight.double(),
-            norm.bias.double(),
+            None if norm.weight is None else norm.weight.double(),
+            None if norm.bias is None else norm.bias.double(),
         )
         conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
         conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
-        block.bn = nn.Identity()
+        setattr(block, name, nn.Identity())
         folded += 1
     return folded
+
+
+def _convolutions_before_norms(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str]]:
+    """Each block, a convolution in it, and the name of the child that alone takes the convolution's output."""
+    parents = Counter(child for module in model.modules() for child in module.children())
+    for block in model.modules():
+        if isinstance(block, ConvNormAct):
+            yield block, block.conv, "bn"
+        elif isinstance(block, nn.Sequential) and type(block).forward is nn.Sequential.forward:
+            for before, (name, _) in pairwise(block.named_children()):
+                conv = before[1]
+                while isinstance(conv, nn.Sequential) and len(conv):  # a separable convolution
+                    conv = conv[-1]
+                if isinstance(conv, nn.Conv2d) and parents[conv] == 1:
+                    yield block, conv, name
 
 
 def optimize_for_inference(

@@ -44,7 +44,7 @@ _BATCH_NORM_EPS = 1e-5
 
 StateDict = dict[str, Tensor]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".onnx")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 
@@ -202,11 +202,11 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """The state dict in a file, in our keys.
 
     Args:
-        path: A ``.safetensors`` file; a ``.pth``, ``.pt`` or ``.ckpt`` file (loaded with ``weights_only=True``: it
-            cannot run code); or the ``.onnx`` file of a U²-Net or an IS-Net. A wrapping ``{"model": …}`` or
-            ``{"state_dict": …}`` is taken off, and so are the prefixes that DistributedDataParallel, torch.compile and
-            Lightning put before every key; the official U²-Net's and IS-Net's keys are converted; other keys stay as
-            they are.
+        path: A ``.safetensors`` file; a ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` file (loaded with
+            ``weights_only=True``: it cannot run code); or the ``.onnx`` file of a U²-Net or an IS-Net. A wrapping
+            ``{"model": …}`` or ``{"state_dict": …}`` is taken off, and so are the prefixes that
+            DistributedDataParallel, torch.compile and Lightning put before every key; the official U²-Net's and
+            IS-Net's keys are converted; other keys stay as they are.
 
     Raises:
         FileNotFoundError: If there is no such file.

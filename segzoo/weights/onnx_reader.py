@@ -105,7 +105,8 @@ def read_convolutions(path: str | os.PathLike[str]) -> list[tuple[Tensor, Tensor
         One pair a ``Conv`` node; bias is None where the node has none.
 
     Raises:
-        ValueError: If the file is not ONNX, has no convolution, or keeps a convolution's weights in another form.
+        ValueError: If the file is not ONNX, has no convolution or a batch norm (a convolution alone would then be half
+            the truth), or keeps a convolution's weights in another form.
     """
     try:
         graph = [v for n, v in _fields(memoryview(Path(path).read_bytes())) if n == _GRAPH]
@@ -116,7 +117,10 @@ def read_convolutions(path: str | os.PathLike[str]) -> list[tuple[Tensor, Tensor
         raise ValueError(f"{path} is not an ONNX file that can be read ({error})") from error
     convolutions: list[tuple[Tensor, Tensor | None]] = []
     for node in nodes:
-        if not any(n == _NODE_OP_TYPE and _text(v) == "Conv" for n, v in node):
+        operator = next((_text(v) for n, v in node if n == _NODE_OP_TYPE), "")
+        if operator == "BatchNormalization":
+            raise ValueError(f"{path} has batch norms of its own: export it in eval mode, with the norms folded")
+        if operator != "Conv":
             continue
         inputs = [_text(v) for n, v in node if n == _NODE_INPUT]
         weight, *bias = (initializers.get(name) for name in inputs[1:])
