@@ -13,7 +13,10 @@ import segzoo
 from segzoo.inference.optimize import fold_norms
 from segzoo.models import SegmentationModel
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = [(1, 1), (33, 47), (65, 127)]
+PAIRS = [(size, training) for size in SIZES for training in (True, False)]
 NAMES = segzoo.list_models(task="semantic") + segzoo.list_models(task="salient")
 
 _cache: dict[str, nn.Module] = {}
@@ -56,15 +59,15 @@ def test_any_norm_any_size(family: str, norm: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_full_models_by_shape(name: str, norm: str | None) -> None:
     """On the meta device: nothing is computed, but shapes and gradients are what they would be."""
-    number = NAMES.index(name) + [*NORMS, None].index(norm)
-    sizes = [SIZES[number % 3], SIZES[(number + 1) % 3]]  # over all norms and names, each meets each size in each mode
+    # Pairwise: each name meets each norm, each size and both modes; each norm each size in each mode.
+    size, training = PAIRS[(NAMES.index(name) + [*NORMS, None].index(norm)) % len(PAIRS)]
     with torch.device("meta"):
-        model = build(name, norm=norm, num_classes=5, in_channels=4)
-        for out in outputs_of(model.train(), torch.zeros(1, 4, *sizes[0])):
-            assert out.shape == (1, 5, *sizes[0])
-            out.sum().backward(retain_graph=True)
-        assert [key for key, p in model.named_parameters() if p.grad is None] == []
-        assert model.eval()(torch.zeros(2, 4, *sizes[1])).shape == (2, 5, *sizes[1])
+        model = build(name, norm=norm, num_classes=5, in_channels=4).train(training)
+        outputs = outputs_of(model, torch.zeros(1, 4, *size))
+        assert all(out.shape == (1, 5, *size) for out in outputs)
+        if training:
+            sum(out.sum() for out in outputs).backward()
+            assert [key for key, p in model.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -98,7 +101,6 @@ def test_autocast(family: str) -> None:
 def test_compiles_as_one_graph(family: str) -> None:
     model = small(family)
     x = torch.randn(1, 3, 65, 47)
-    torch._dynamo.reset()
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
 
@@ -143,7 +145,6 @@ def test_what_does_more_than_norming_is_not_folded() -> None:
 @pytest.mark.parametrize("norm", ["batch", "evo_s0"])
 @pytest.mark.parametrize("name", NAMES)
 def test_full_models_compile_and_export(name: str, norm: str) -> None:
-    torch._dynamo.reset()
     with torch.device("meta"), torch.no_grad():
         model = build(name, norm=norm).eval()
         x = torch.zeros(1, 3, 65, 127)

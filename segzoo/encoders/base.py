@@ -31,7 +31,8 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._frozen: tuple[str, ...] = ()
+        self._frozen: tuple[str, ...] = ()  # modules
+        self._frozen_parameters: tuple[str, ...] = ()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """``[N, in_channels, H, W]`` to the maps, the finest first."""
@@ -91,15 +92,18 @@ class Encoder(nn.Module):
         level = 1
         frozen = []
         for name, module in self.named_modules():
-            own = [levels[f"{name}.{key}" if name else key] for key, _ in module.named_parameters(recurse=False)]
-            if any(True for _ in module.children()) and not own:
-                continue  # a container is what its parts are
-            level = min(own, default=level)  # what has no parameters belongs to what came before it
-            if level <= wanted:
+            if module is self:
+                continue  # its mode is what unfreeze() goes back to
+            # What has no parameters belongs to what came before it.
+            parts = [levels[f"{name}.{key}"] for key, _ in module.named_parameters()] or [level]
+            if max(parts) <= wanted:
                 frozen.append(name)
-                for parameter in module.parameters(recurse=False):
-                    parameter.requires_grad_(False)
+            if not any(True for _ in module.children()):
+                level = max(parts)
         self._frozen = tuple(frozen)
+        self._frozen_parameters = tuple(name for name, level in levels.items() if level <= wanted)
+        for name in self._frozen_parameters:
+            self.get_parameter(name).requires_grad_(False)
         return self.train(self.training)
 
     def unfreeze(self) -> Encoder:
@@ -107,14 +111,13 @@ class Encoder(nn.Module):
 
         Examples:
             >>> from segzoo.encoders import get_encoder
-            >>> encoder = get_encoder("resnet10t", weights=None).freeze().unfreeze()
+            >>> encoder = get_encoder("resnet10t", weights=None).freeze(upto=3).unfreeze()
             >>> all(parameter.requires_grad for parameter in encoder.parameters())
             True
         """
-        for name in self._frozen:
-            for parameter in self.get_submodule(name).parameters(recurse=False):
-                parameter.requires_grad_(True)
-        self._frozen = ()
+        for name in self._frozen_parameters:
+            self.get_parameter(name).requires_grad_(True)
+        self._frozen = self._frozen_parameters = ()
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:
