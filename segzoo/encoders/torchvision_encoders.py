@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,14 +80,15 @@ class ResNetEncoder(Encoder):
             load_imagenet(self, name, weights, in_channels=in_channels, without=("fc.",))
         replace_norm(self, norm)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """``[N, in_channels, H, W]`` to five maps, the finest first."""
+    def forward(self, x: Tensor, wanted: Collection[int] = range(5)) -> list[Tensor]:
+        """``[N, in_channels, H, W]`` to five maps, the finest first, or those that are ``wanted`` of them."""
         parts = dict(self.named_children())
-        maps: list[Tensor] = [parts["relu"](parts["bn1"](parts["conv1"](x)))]
-        x = parts["maxpool"](maps[0])
-        for layer in _LAYERS:
-            x = parts[layer](x)
-            maps.append(x)
+        maps: list[Tensor] = []
+        for level, layer in enumerate((("conv1", "bn1", "relu"), ("maxpool", "layer1"), *((n,) for n in _LAYERS[1:]))):
+            for name in layer:
+                x = parts[name](x)
+            if level in wanted:  # the others are let go of: their memory is used again
+                maps.append(x)
         return maps
 
 
@@ -143,12 +145,13 @@ class MobileNetV3Encoder(Encoder):
             )
         replace_norm(self, norm)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """``[N, in_channels, H, W]`` to five maps, the finest first."""
+    def forward(self, x: Tensor, wanted: Collection[int] = range(5)) -> list[Tensor]:
+        """``[N, in_channels, H, W]`` to five maps, the finest first, or those that are ``wanted`` of them."""
+        taps = [self._taps[level] for level in wanted]
         maps = []
         for i, module in enumerate(self.children()):
             x = module(x)
-            if i in self._taps:
+            if i in taps:
                 maps.append(x)
         return maps
 

@@ -136,6 +136,11 @@ class EncoderModel(SegmentationModel):
         """The key of the first convolution's weight."""
         return f"encoder.{self.encoder.stem}"
 
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's maps that ``decode`` takes, the finest first."""
+        maps: list[Tensor] = self.encoder(x)
+        return maps
+
     def decode(self, features: list[Tensor], x: Tensor) -> list[Tensor]:
         """Logits of any size from the encoder's maps: the main output, then in train mode the auxiliary ones."""
         raise NotImplementedError
@@ -144,7 +149,7 @@ class EncoderModel(SegmentationModel):
         """``[N, in_channels, H, W]`` to logits ``[N, num_classes, H, W]``; in train mode, with side outputs, a list."""
         self.check_input(x)
         padded = self.encoder.pad(x)
-        logits = self.decode(self.encoder(padded), padded)
+        logits = self.decode(self.encode(padded), padded)
         height, width = x.shape[-2:]
         outputs = [resize_to(y, padded, align_corners=self.align_corners)[..., :height, :width] for y in logits]
         return outputs if len(outputs) > 1 else outputs[0]

@@ -101,11 +101,18 @@ class BackboneModel(EncoderModel):
         """The key of the first convolution's weight."""
         return f"backbone.{self.backbone.stem}"
 
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The last map, and before it in train mode the one of the auxiliary head."""
+        last = len(self.backbone.channels) - 1
+        wanted = (self.aux, last) if self.training and self.aux is not None else (last,)
+        maps: list[Tensor] = self.backbone(x, wanted)
+        return maps
+
     def decode(self, features: list[Tensor], x: Tensor) -> list[Tensor]:
         """Logits at the strides of the backbone's maps."""
         logits: list[Tensor] = [self.classifier(features[-1])]
-        if self.training and self.aux_classifier is not None and self.aux is not None:
-            logits.append(self.aux_classifier(features[self.aux]))
+        if self.training and self.aux_classifier is not None:
+            logits.append(self.aux_classifier(features[0]))
         return logits
 
 

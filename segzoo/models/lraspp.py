@@ -106,9 +106,14 @@ class LRASPP(BackboneModel):
             backbone, head, None, num_classes=num_classes, in_channels=in_channels, norm=norm, multilabel=multilabel
         )
 
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The maps at stride 8 and 16."""
+        maps: list[Tensor] = self.backbone(x, (2, 4))
+        return maps
+
     def decode(self, features: list[Tensor], x: Tensor) -> list[Tensor]:
         """Logits at stride 8."""
-        return [self.classifier(features[2], features[-1])]
+        return [self.classifier(features[0], features[-1])]
 
 
 @register_model("semantic")
