@@ -41,7 +41,7 @@ def forget_compiled_code() -> Iterator[None]:
         torch._dynamo.reset()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Small networks are faster on one thread than on two that wait for each other."""
     threads = torch.get_num_threads()

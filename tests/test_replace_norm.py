@@ -6,7 +6,7 @@ import copy
 import logging
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -39,13 +39,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int, int, int]]
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For these small maps: threads that wait for each other on a busy machine take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run_activations(model: nn.Module, x: Tensor) -> int:

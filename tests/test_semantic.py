@@ -196,3 +196,22 @@ def test_parameter_groups_of_any_model(name: str, caplog: pytest.LogCaptureFixtu
     for bad in ({"lr": -1}, {"weight_decay": -0.1}, {"encoder_lr_scale": float("nan")}):
         with pytest.raises(ValueError, match="must not be negative"):
             segzoo.param_groups(model, **bad)
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "words"),
+    [
+        (segzoo.deeplabv3plus, {"decoder_channels": 0}, "decoder_channels must be a positive int, got 0"),
+        (segzoo.deeplabv3plus, {"rates": (6, 0)}, r"rates are positive ints, got \(6, 0\)"),
+        (segzoo.pspnet, {"bins": ()}, r"bins are positive ints, got \(\)"),
+        (segzoo.pspnet, {"head_kernel_size": 1.5}, "head_kernel_size must be a positive int, got 1.5"),
+        (segzoo.pspnet, {"fuse_kernel_size": 2}, "kernel_size must be odd, to keep the size, got 2"),
+        (segzoo.pspnet, {"encoder_depth": 9}, "depth is 1 to 5, got 9"),
+        (segzoo.deeplabv3plus, {"norm": "grup"}, "unknown norm 'grup': did you mean 'group'"),
+        (segzoo.deeplabv3plus, {"weights": "coco"}, "unknown weights for deeplabv3plus 'coco'"),
+    ],
+)
+def test_mistakes_get_one_sentence(factory: Callable[..., nn.Module], arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        factory("resnet10t", encoder_weights=None, **arguments)
+    assert "\n" not in str(caught.value)

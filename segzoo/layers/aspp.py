@@ -37,6 +37,9 @@ class ASPP(nn.Module):
         norm: See ``segzoo.layers.get_norm``.
         dropout: After the projection.
 
+    Raises:
+        ValueError: For rates that are no positive ints.
+
     State-dict keys: torchvision's (``convs.0.0.weight`` … ``project.0.weight``).
 
     Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017 (arXiv 1706.05587),
@@ -58,6 +61,8 @@ class ASPP(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        if any(not isinstance(rate, int) or rate < 1 for rate in rates):
+            raise ValueError(f"rates are positive ints, got {tuple(rates)!r}")
         self.convs = nn.ModuleList(
             [
                 conv_norm_act(in_channels, out_channels, 1, norm=norm),

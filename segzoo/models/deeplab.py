@@ -147,6 +147,7 @@ class DeepLabV3Plus(EncoderModel):
         multilabel: bool = False,
     ) -> None:
         super().__init__(num_classes, in_channels, multilabel=multilabel)
+        check_positive(decoder_channels=decoder_channels, skip_channels=skip_channels)
         self.encoder = get_encoder(
             encoder,
             weights=encoder_weights,

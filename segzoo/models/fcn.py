@@ -209,6 +209,7 @@ class FCN8s(EncoderModel):
         super().__init__(num_classes, in_channels, multilabel=multilabel)
         if not (isinstance(encoder, str) and encoder.startswith("vgg")):
             raise ValueError(f"the encoder of FCN-8s is a VGG, as 'vgg16', got {encoder!r}")
+        check_positive(head_channels=head_channels)
         if norm is not None and not encoder.endswith("_bn"):
             encoder += "_bn"
         self.encoder = TimmEncoder(encoder, weights=encoder_weights, in_channels=in_channels, norm=norm)

@@ -17,7 +17,7 @@ from segzoo._errors import unknown_name
 from segzoo.encoders import Encoder, get_encoder
 from segzoo.layers import ConvNormAct
 from segzoo.layers.norm import Norm
-from segzoo.models.base import EncoderModel, build_model
+from segzoo.models.base import EncoderModel, build_model, check_positive
 from segzoo.ops import resize_to
 from segzoo.registry import register_model
 from segzoo.weights.catalog import SEMANTIC_PREPROCESSING
@@ -88,9 +88,7 @@ class FPN(EncoderModel):
         super().__init__(num_classes, in_channels, multilabel=multilabel)
         if merge not in get_args(Merge):
             raise unknown_name("merge", merge, get_args(Merge))
-        for name, value in (("pyramid_channels", pyramid_channels), ("decoder_channels", decoder_channels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        check_positive(pyramid_channels=pyramid_channels, decoder_channels=decoder_channels)
         if decoder_norm == "auto":
             decoder_norm = "group" if norm in _BATCH_NORMS else norm
         self.encoder = get_encoder(encoder, weights=encoder_weights, in_channels=in_channels, norm=norm)

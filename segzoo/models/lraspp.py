@@ -97,7 +97,7 @@ class LRASPP(BackboneModel):
         norm: Norm = "batch",
         multilabel: bool = False,
     ) -> None:
-        check_positive(num_classes=num_classes, in_channels=in_channels)
+        check_positive(num_classes=num_classes, in_channels=in_channels, inter_channels=inter_channels)
         backbone = MobileNetV3Encoder(weights=encoder_weights, in_channels=in_channels, norm=norm)
         head = LRASPPHead(
             backbone.channels[2], backbone.channels[-1], num_classes, inter_channels, norm=norm, dropout=dropout

@@ -15,7 +15,7 @@ from segzoo.encoders import Encoder, get_encoder
 from segzoo.layers.conv import ConvNormAct
 from segzoo.layers.norm import Norm
 from segzoo.layers.ppm import PyramidPooling
-from segzoo.models.base import EncoderModel, build_model
+from segzoo.models.base import EncoderModel, build_model, check_positive
 from segzoo.models.fcn import FCNHead
 from segzoo.registry import register_model
 from segzoo.weights.catalog import SEMANTIC_PREPROCESSING
@@ -79,6 +79,11 @@ class PSPNet(EncoderModel):
         multilabel: bool = False,
     ) -> None:
         super().__init__(num_classes, in_channels, multilabel=multilabel)
+        check_positive(
+            decoder_channels=decoder_channels,
+            fuse_kernel_size=fuse_kernel_size or 3,
+            head_kernel_size=head_kernel_size or 1,
+        )
         self.encoder = get_encoder(
             encoder,
             weights=encoder_weights,

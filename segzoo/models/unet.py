@@ -16,7 +16,7 @@ from segzoo.encoders import Encoder, get_encoder
 from segzoo.layers import ConvNormAct, SkipFusion
 from segzoo.layers.fusion import Fusion, Upsampling
 from segzoo.layers.norm import Norm
-from segzoo.models.base import EncoderModel, build_model
+from segzoo.models.base import EncoderModel, build_model, check_positive
 from segzoo.registry import register_model
 from segzoo.weights.catalog import SEMANTIC_PREPROCESSING
 from segzoo.weights.smp_keys import is_smp, unet_from_smp
@@ -196,8 +196,7 @@ class UNet(EncoderModel):
         multilabel: bool = False,
     ) -> None:
         super().__init__(num_classes, in_channels, multilabel=multilabel)
-        if not isinstance(base_channels, int) or base_channels < 1:
-            raise ValueError(f"base_channels must be a positive int, got {base_channels!r}")
+        check_positive(base_channels=base_channels)
         plain = encoder is None
         if plain and encoder_weights not in (None, "imagenet"):
             raise ValueError(f"the 2015 U-Net (encoder=None) takes no encoder_weights, got {encoder_weights!r}")
