@@ -259,10 +259,18 @@ def _find_sizes(encoder: TimmEncoder, name: str) -> None:
 
 
 def _takes(encoder: TimmEncoder, height: int, width: int) -> bool:
+    def refuse_nothing(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if output.numel() == 0:  # a kernel larger than its map, which not every torch finds on the meta device
+            raise RuntimeError("nothing is left of the map")
+
+    hooks = [m.register_forward_hook(refuse_nothing) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     try:
         maps = _run_on_meta(encoder, height, width)
     except (RuntimeError, AssertionError, ValueError, TypeError):
         return False
+    finally:
+        for hook in hooks:
+            hook.remove()
     # Sizes that round down would shift the coarse maps against the fine ones.
     return all(tuple(y.shape[-2:]) == (-(-height // s), -(-width // s)) for y, s in zip(maps, encoder.strides))
 
