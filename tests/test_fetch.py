@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save
 
 import segzoo
+from segzoo.registry import create_untrained
 from segzoo.weights import Source
 from segzoo.weights.fetch import fetch
 
@@ -121,3 +125,45 @@ def test_a_wrong_bundled_file_is_never_loaded(server, cache: Path) -> None:
     wanted = dataclasses.replace(segzoo.get_weights("u2net_lite.duts"), sources=(bundled,))
     with pytest.raises(ConnectionError, match="sha256 is .*, expected 0000"):
         fetch(wanted)
+
+
+def test_torchvisions_files_are_checked_by_the_digits_in_their_names(
+    server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Default weights of a factory, from the publisher's URL of its record to the very values in the model."""
+    reference = torchvision.models.get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None).eval()
+    buffer = io.BytesIO()
+    torch.save(reference.state_dict(), buffer)
+    digits = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+    monkeypatch.setattr(sys.modules[__name__], "PAYLOAD", buffer.getvalue())
+    place = f"http://127.0.0.1:{server.server_address[1]}"
+    published = segzoo.get_weights("lraspp_mobilenet_v3_large.coco_voc")
+
+    def serve(file: str, sha256: str) -> None:
+        ours = dataclasses.replace(published, sources=(Source("url", f"{place}/{file}", sha256),))
+        monkeypatch.setattr("segzoo.models.base.get_weights", lambda name: ours)
+
+    serve("lraspp-corrupt.pth", digits)
+    with pytest.raises(ConnectionError, match="invalid hash value"):
+        segzoo.lraspp_mobilenet_v3_large(progress=False)
+    serve("lraspp.pth", digits)
+    model = segzoo.lraspp_mobilenet_v3_large(progress=False).eval()
+    x = torch.randn(1, 3, 65, 65)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), reference(x)["out"])
+    assert model.classes is not None and model.classes[15] == "person"
+    assert model.preprocessing.size_for((375, 500)) == (520, 693)
+    asked = len(server.requests)
+    segzoo.lraspp_mobilenet_v3_large(progress=False)
+    assert len(server.requests) == asked  # cached
+
+
+def test_a_whole_checkpoint_fetches_no_backbone(server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = create_untrained("deeplabv3plus", encoder="resnet10t", decoder_channels=16).state_dict()
+    torch.save(state, tmp_path / "whole.pth")
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise AssertionError("something was asked of the network")
+
+    monkeypatch.setattr("socket.socket.connect", refused)
+    segzoo.deeplabv3plus("resnet10t", weights=tmp_path / "whole.pth", decoder_channels=16)  # encoder_weights="imagenet"
