@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
+from families import outputs_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segzoo.encoders import Encoder, MobileNetV3Encoder, ResNetEncoder, TimmEncoder, get_encoder
-from segzoo.layers import BatchNorm
+import segzoo
+from segzoo.encoders import Encoder, LateFusion, MobileNetV3Encoder, ResNetEncoder, TimmEncoder, get_encoder
+from segzoo.layers import BatchNorm, replace_norm
+from segzoo.models import FCN, DeepLabV3
+from segzoo.registry import create_untrained
 from segzoo.weights.efficientnet_keys import efficientnet_to_timm
 
 PYRAMIDS = {
@@ -270,3 +276,99 @@ def test_efficientnet_lite0_as_it_is_published(coffee: Path) -> None:
         ours = encoder(x)[-1]
         theirs = whole.blocks(whole.bn1(whole.conv_stem(x)))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("file", "name"), [("resnet34", "resnet18"), ("resnet18", "resnet34")])
+def test_a_deeper_or_shallower_networks_file_is_refused(file: str, name: str, tmp_path: Path) -> None:
+    torch.save(timm.create_model(file).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=rf"does not fit timm's {name}: .* keys are missing, .* too many"):
+        get_encoder(name, weights=tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_a_file_of_other_channels_is_adapted(channels: int, tmp_path: Path) -> None:
+    whole = timm.create_model("resnet10t", in_chans=4)
+    torch.save(whole.state_dict(), tmp_path / "four.pth")
+    encoder = get_encoder("resnet10t", weights=tmp_path / "four.pth", in_channels=channels)
+    weight = whole.conv1[0].weight
+    expected = weight.sum(1, keepdim=True) if channels == 1 else weight[:, :channels] * 4 / channels
+    torch.testing.assert_close(encoder.state_dict()[encoder.stem], expected)
+
+
+def test_all_convolutions_that_see_the_picture_are_stems(tmp_path: Path) -> None:
+    assert len(get_encoder("repvgg_a0", weights=None).stems()) == 2
+    fused = LateFusion([get_encoder("resnet10t", weights=None, in_channels=c) for c in (3, 1)])
+    assert fused.stems() == ["encoders.0.model.conv1.0.weight", "encoders.1.model.conv1.0.weight"]
+    torch.save(create_untrained("fpn", encoder="repvgg_a0").state_dict(), tmp_path / "three.pth")
+    assert segzoo.fpn("repvgg_a0", weights=tmp_path / "three.pth", in_channels=13).in_channels == 13
+
+
+@pytest.mark.parametrize("example", [(128, 160), (100, 70)])
+def test_padded_encoders_export_at_any_size(example: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = segzoo.fpn(
+        "convnext_atto", encoder_weights=None, pyramid_channels=8, decoder_channels=8, num_classes=2
+    ).eval()
+    free = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.randn(1, 3, *example),), dynamic_shapes=(free,), strict=False)
+        for size in [(64, 96), (97, 161), (129, 131)]:
+            x = torch.randn(1, 3, *size)
+            torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("factory", [segzoo.fpn, segzoo.deeplabv3plus, segzoo.pspnet])
+@pytest.mark.parametrize("kind", ["fused", "hrnet"])
+def test_what_a_model_does_not_read_does_not_train(factory: Callable[..., nn.Module], kind: str) -> None:
+    """All that trains gets a gradient: distributed training asks for it."""
+    if kind == "fused":
+        encoder: Encoder = LateFusion([get_encoder("resnet10t", weights=None, output_stride=8) for _ in range(2)])
+    else:
+        encoder = get_encoder("hrnet_w18_small", weights=None, in_channels=6)
+    model = factory(encoder, in_channels=6, num_classes=2)
+    sum(out.sum() for out in outputs_of(model, torch.randn(2, 6, 64, 64))).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.requires_grad for p in factory("resnet10t", encoder_weights=None).parameters())
+
+
+@pytest.mark.parametrize("norm", ["evo_s0", "frozen_batch", "group"])
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
+def test_norms_may_be_replaced_in_a_frozen_encoder(name: str, norm: str) -> None:
+    encoder = get_encoder(name, weights=None).freeze(upto=2)
+    frozen = {key.rpartition(".")[0] for key, p in encoder.named_parameters() if not p.requires_grad}
+    replace_norm(encoder, norm)
+    encoder.train()
+    trains = {key.rpartition(".")[0] for key, p in encoder.named_parameters() if p.requires_grad}
+    assert not frozen & trains
+    encoder.freeze(upto=1).unfreeze().train()
+    assert encoder(torch.randn(1, 3, 40, 40))[-1].isfinite().all()
+
+
+def test_an_encoder_comes_with_its_own_weights_and_stride() -> None:
+    encoder = get_encoder("resnet10t", weights=None, output_stride=8)
+    with pytest.raises(ValueError, match="an Encoder comes with its weights: encoder_weights='x.pth'"):
+        segzoo.unet(encoder, encoder_weights="x.pth")
+    model = segzoo.deeplabv3plus(encoder)
+    assert [m.dilation[0] for m in model.aspp.modules() if isinstance(m, nn.Conv2d) and m.groups > 1] == [12, 24, 36]
+    with pytest.raises(TypeError, match=r"LateFusion is of segzoo.encoders.Encoder, .* got str, str"):
+        LateFusion(["resnet18", "resnet18"])  # type: ignore[list-item]
+    for make in (segzoo.fcn8s, FCN, DeepLabV3):
+        with pytest.raises(ValueError, match="TimmEncoder") as caught:
+            make(encoder)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+
+def test_threads_do_not_share_maps() -> None:
+    """timm collects an Xception's maps by hooks, in one place for all threads."""
+    torch.manual_seed(0)
+    encoder = get_encoder("xception41", weights=None, depth=2).eval()
+    inputs = [torch.randn(1, 3, 40 + 8 * i, 40) for i in range(4)]
+    with torch.no_grad():
+        expected = [encoder(x)[-1] for x in inputs]
+
+    def run(i: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(encoder(inputs[i])[-1], expected[i]) for _ in range(5))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))

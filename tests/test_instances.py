@@ -105,6 +105,12 @@ def test_the_predictor_takes_a_detector(predictor: segzoo.Predictor, coffee: Pat
     assert len(report.written) == 2 and not report.failed
 
 
+def test_a_bad_picture_does_not_end_the_stream(predictor: segzoo.Predictor, coffee: Path) -> None:
+    small = np.asarray(Image.open(coffee).resize((40, 30)))
+    bad, good = predictor.stream(["/nonexistent.png", small], errors="return")
+    assert isinstance(bad, FileNotFoundError) and isinstance(good, InstancePrediction)
+
+
 def test_what_a_detector_cannot_is_said(predictor: segzoo.Predictor) -> None:
     for arguments in ({"precision": "bf16"}, {"min_max": True}):
         with pytest.raises(ValueError, match="a detector runs in float32, without min_max"):

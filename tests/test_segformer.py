@@ -410,8 +410,8 @@ def test_defaults() -> None:
     model = segzoo.segformer()
     assert model.num_classes == 21 and model.preprocessing.size is None and model.weights is None
     assert model.encoder.channels == (32, 64, 160, 256) and model.encoder.strides == (4, 8, 16, 32)
-    assert model.encoder.min_size == 1 and model.stem == "encoder.stages.0.embed.proj.weight"
-    assert model.stem in model.state_dict()
+    assert model.encoder.min_size == 1 and model.stems()[0] == "encoder.stages.0.embed.proj.weight"
+    assert model.stems()[0] in model.state_dict()
     assert any(key.startswith(SegFormer.heads) for key in model.state_dict())
     assert copy.deepcopy(model).eval().predict(torch.zeros(1, 3, 8, 8)).shape == (1, 21, 8, 8)
 

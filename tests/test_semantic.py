@@ -96,6 +96,11 @@ def test_fcn8s_is_the_papers_network() -> None:
     assert sum(isinstance(m, nn.GroupNorm) for m in normed.modules()) == 13 + 2
     with pytest.raises(ValueError, match="the encoder of FCN-8s is a VGG"):
         segzoo.fcn8s("resnet18", encoder_weights=None)
+    with pytest.raises(ValueError, match="vgg11_bn has batch norms: give norm='batch'"):
+        segzoo.fcn8s("vgg11_bn", encoder_weights=None)
+    with torch.device("meta"):
+        tagged = segzoo.fcn8s("vgg11.tv_in1k", encoder_weights=None, norm="batch", head_channels=8)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in tagged.modules()) == 8 + 2
 
 
 def test_deeplabv3plus_takes_the_papers_rates() -> None:
@@ -193,8 +198,12 @@ def test_parameter_groups_of_any_model(name: str, caplog: pytest.LogCaptureFixtu
     assert all("lr" not in group for group in groups) and not caplog.text
     segzoo.param_groups(model, encoder_lr_scale=0.1)
     assert "pass lr as well" in caplog.text
-    for bad in ({"lr": -1}, {"weight_decay": -0.1}, {"encoder_lr_scale": float("nan")}):
-        with pytest.raises(ValueError, match="must not be negative"):
+    caplog.clear()
+    wrapped = segzoo.param_groups(nn.DataParallel(model), lr=1.0, encoder_lr_scale=0.1)
+    assert (0.1 in [group["lr"] for group in wrapped]) == (name != "u2net_lite")
+    assert ("has no encoder" in caplog.text) == (name == "u2net_lite")
+    for bad in ({"lr": "1e-3"}, {"lr": -1}, {"weight_decay": -0.1}, {"encoder_lr_scale": float("nan")}):
+        with pytest.raises(ValueError, match="must be a number that is not negative"):
             segzoo.param_groups(model, **bad)
 
 
@@ -206,6 +215,9 @@ def test_parameter_groups_of_any_model(name: str, caplog: pytest.LogCaptureFixtu
         (segzoo.pspnet, {"bins": ()}, r"bins are positive ints, got \(\)"),
         (segzoo.pspnet, {"head_kernel_size": 1.5}, "head_kernel_size must be a positive int, got 1.5"),
         (segzoo.pspnet, {"fuse_kernel_size": 2}, "kernel_size must be odd, to keep the size, got 2"),
+        (segzoo.pspnet, {"encoder_depth": 0}, "depth is 1 to 5, got 0"),
+        (segzoo.pspnet, {"bins": 6}, "bins are positive ints, got 6"),
+        (segzoo.deeplabv3plus, {"rates": 12}, "rates are positive ints, got 12"),
         (segzoo.pspnet, {"encoder_depth": 9}, "depth is 1 to 5, got 9"),
         (segzoo.deeplabv3plus, {"norm": "grup"}, "unknown norm 'grup': did you mean 'group'"),
         (segzoo.deeplabv3plus, {"weights": "coco"}, "unknown weights for deeplabv3plus 'coco'"),

@@ -228,7 +228,7 @@ def test_timm_encoders(name: str, fusion: str) -> None:
     assert model.predict(torch.randn(1, 3, 33, 47)).shape == (1, 21, 33, 47)
     model.train()(torch.randn(1, 3, 1, 1)).sum().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None] == []
-    assert model.stem in model.state_dict()
+    assert model.stems()[0] in model.state_dict()
 
 
 @pytest.mark.parametrize("name", ["unet_plusplus", "fpn"])
@@ -449,7 +449,7 @@ def test_a_unet_of_two_encoders(fusion: str, size: tuple[int, int], tmp_path: Pa
     x = torch.randn(1, 4, *size)
     model.train()(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert model.stem == "encoder.encoders.0.convs.0.conv.weight" and model.stem in model.state_dict()
+    assert model.stems()[0] == "encoder.encoders.0.convs.0.conv.weight" and model.stems()[0] in model.state_dict()
     torch.save(model.state_dict(), tmp_path / "m.pth")
     again = segzoo.unet(pair(fusion=fusion), in_channels=4, decoder_channels=(8, 6, 4, 4), weights=tmp_path / "m.pth")
     assert torch.equal(again.predict(x), model.predict(x))

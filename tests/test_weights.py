@@ -273,7 +273,7 @@ class Malicious:
         ("a.pth", pickle.dumps(Malicious()), "cannot be loaded as plain tensors"),
         ("a.onnx", b"", "is not an ONNX file"),
         ("a.onnx", b"<html>not found</html>", "is not an ONNX file"),
-        ("a.tar", b"", "a weights file ends in .safetensors, .pth, .pt, .ckpt, .onnx"),
+        ("a.tar", b"", "a weights file ends in .safetensors, .pth, .pt, .ckpt, .bin, .onnx"),
     ],
 )
 def test_files_that_are_no_weights(name: str, content: bytes, words: str, tmp_path: Path, capsys) -> None:

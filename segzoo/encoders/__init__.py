@@ -28,7 +28,7 @@ def get_encoder(
 
     Args:
         encoder: Any timm name whose network has a feature pyramid, ``"mit_b0"`` to ``"mit_b5"``, or an ``Encoder``:
-            that comes back as it is.
+            that comes back as it is, whatever norm, depth and output stride it was made with.
         weights: ``"imagenet"``, the path of a file, or None: random initialisation. See ``TimmEncoder`` and ``MiT``.
         in_channels: Input channels.
         norm: In the place of the network's batch norms: see ``segzoo.layers.get_norm``.
@@ -47,6 +47,8 @@ def get_encoder(
     if isinstance(encoder, Encoder):
         if encoder.in_channels != in_channels:
             raise ValueError(f"the encoder takes {encoder.in_channels} channels, got in_channels={in_channels}")
+        if weights not in (None, "imagenet"):
+            raise ValueError(f"an Encoder comes with its weights: encoder_weights={os.fspath(weights)!r} is for names")
         return encoder
     if not isinstance(encoder, str):
         raise TypeError(f"encoder is a name or a segzoo.encoders.Encoder, got {type(encoder).__name__}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,11 +43,26 @@ class Encoder(nn.Module):
 
     @property
     def stem(self) -> str:
-        """The key of the first convolution's weight."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and module.in_channels == self.in_channels:
-                return f"{name}.weight"
-        raise LookupError(f"{type(self).__name__} has no convolution of {self.in_channels} channels")
+        """The key of the weight of the convolution that sees the picture, the first of them."""
+        return self.stems()[0]
+
+    def stems(self) -> list[str]:
+        """The keys of the weights of all convolutions that see the picture: some networks begin with several."""
+        found: list[str] = []
+
+        def note(name: str, module: nn.Module, inputs: tuple[object, ...]) -> None:
+            if inputs[0] is x and f"{name}.weight" not in found:
+                found.append(f"{name}.weight")
+
+        x = self._nothing()
+        convolutions = [(name, m) for name, m in self.named_modules() if isinstance(m, nn.Conv2d)]
+        hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in convolutions]
+        try:
+            self._run_on_meta(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     def pad(self, x: Tensor) -> Tensor:
         """``x``, with zeros below and to the right where it is smaller than this backbone can take.
@@ -58,8 +76,6 @@ class Encoder(nn.Module):
         if self.min_size == 1 and self.size_multiple == 1:
             return x
         below, right = (self._missing(size) for size in x.shape[-2:])
-        if isinstance(below, int) and isinstance(right, int) and below == right == 0:
-            return x
         return F.pad(x, (0, right, 0, below))
 
     def _missing(self, size: int) -> int:
@@ -101,9 +117,10 @@ class Encoder(nn.Module):
             if not any(True for _ in module.children()):
                 level = max(parts)
         self._frozen = tuple(frozen)
-        self._frozen_parameters = tuple(name for name, level in levels.items() if level <= wanted)
-        for name in self._frozen_parameters:
-            self.get_parameter(name).requires_grad_(False)
+        stopped = [(name, p) for name, p in self.named_parameters() if levels[name] <= wanted and p.requires_grad]
+        self._frozen_parameters = tuple(name for name, _ in stopped)
+        for _, parameter in stopped:
+            parameter.requires_grad_(False)
         return self.train(self.training)
 
     def unfreeze(self) -> Encoder:
@@ -115,33 +132,61 @@ class Encoder(nn.Module):
             >>> all(parameter.requires_grad for parameter in encoder.parameters())
             True
         """
+        parameters = dict(self.named_parameters())
         for name in self._frozen_parameters:
-            self.get_parameter(name).requires_grad_(True)
+            if name in parameters:  # a norm that was replaced since may have others
+                parameters[name].requires_grad_(True)
         self._frozen = self._frozen_parameters = ()
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:
         """As ``nn.Module.train``; frozen parts stay in eval mode."""
         super().train(mode)
-        for name in self._frozen:
-            self.get_submodule(name).training = False
+        if self._frozen:
+            modules = dict(self.named_modules())
+            for name in self._frozen:
+                if name in modules:
+                    modules[name].training = False
         return self
 
     def _levels(self) -> dict[str, int]:
         """{parameter: the first level that depends on it}, from a backward pass that computes nothing."""
+        maps, parameters = self._run_on_meta(self._nothing())
+        levels = dict.fromkeys(parameters, len(maps))
+        for level in range(len(maps), 0, -1):
+            levels |= dict.fromkeys(_reached(maps[level - 1], parameters), level)
+        return levels
+
+    def train_for(self, levels: Iterable[int]) -> None:
+        """Stop training what none of these maps depends on: a model that reads not all of them calls this.
+
+        Most networks put every parameter into their last map, and nothing changes; parallel ones, as HRNet, do not.
+
+        Args:
+            levels: Indices of the maps.
+        """
+        maps, parameters = self._run_on_meta(self._nothing())
+        used = set[str]().union(*(_reached(maps[level], parameters) for level in levels))
+        for name, parameter in self.named_parameters():
+            if name not in used:
+                parameter.requires_grad_(False)
+
+    def _nothing(self) -> Tensor:
+        size = max(64, self.min_size, self.size_multiple)
+        return torch.zeros(2, self.in_channels, size, size, device="meta")
+
+    def _run_on_meta(self, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The maps of ``x`` and the parameters that they were computed with, all without values."""
         meta = {
             name: torch.empty_like(tensor, device="meta").requires_grad_(isinstance(tensor, nn.Parameter))
             for name, tensor in [*self.named_parameters(), *self.named_buffers()]
         }
-        size = max(64, self.min_size, self.size_multiple)
-        x = torch.zeros(2, self.in_channels, size, size, device="meta")
         with torch.enable_grad():
             maps = torch.func.functional_call(self, meta, (x,))
-        names = [name for name, _ in self.named_parameters()]
-        levels = dict.fromkeys(names, len(maps))
-        for level in range(len(maps), 0, -1):
-            gradients = torch.autograd.grad(
-                maps[level - 1].sum(), [meta[name] for name in names], retain_graph=True, allow_unused=True
-            )
-            levels |= {name: level for name, gradient in zip(names, gradients) if gradient is not None}
-        return levels
+        return maps, {name: meta[name] for name, _ in self.named_parameters()}
+
+
+def _reached(x: Tensor, parameters: dict[str, Tensor]) -> list[str]:
+    """The names of the parameters that ``x`` depends on."""
+    gradients = torch.autograd.grad(x.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+    return [name for name, gradient in zip(parameters, gradients) if gradient is not None]

@@ -57,6 +57,9 @@ class LateFusion(Encoder):
         super().__init__()
         if fusion not in get_args(Fusion):
             raise unknown_name("fusion", fusion, get_args(Fusion))
+        if any(not isinstance(encoder, Encoder) for encoder in encoders):
+            kinds = ", ".join(type(encoder).__name__ for encoder in encoders)
+            raise TypeError(f"LateFusion is of segzoo.encoders.Encoder, as get_encoder gives them, got {kinds}")
         if len(encoders) < 2:
             raise ValueError(f"LateFusion is of two encoders or more, got {len(encoders)}")
         first, *others = encoders
@@ -79,10 +82,9 @@ class LateFusion(Encoder):
         levels = zip(*(encoder.channels for encoder in encoders)) if fusion == "concat" else ()
         self.fuse = nn.ModuleList(ConvNormAct(sum(widths), widths[0], 1, norm=norm) for widths in levels)
 
-    @property
-    def stem(self) -> str:
-        """The key of the first encoder's first convolution's weight."""
-        return f"encoders.0.{self._encoders()[0].stem}"
+    def stems(self) -> list[str]:
+        """The keys of the weights of all convolutions that see the picture."""
+        return [f"encoders.{i}.{key}" for i, encoder in enumerate(self._encoders()) for key in encoder.stems()]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """``[N, in_channels, H, W]`` to the fused maps, the finest first."""

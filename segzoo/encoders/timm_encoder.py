@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from segzoo._errors import some_of, unknown_name
 from segzoo.encoders.base import Encoder
 from segzoo.layers.norm import Norm
 from segzoo.layers.replace import replace_norm
+from segzoo.weights.adapt import adapt_stem
 from segzoo.weights.convert import read_state_dict
 from segzoo.weights.efficientnet_keys import efficientnet_to_timm
 
 __all__ = ["TimmEncoder"]
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class TimmEncoder(Encoder):
@@ -80,8 +84,14 @@ class TimmEncoder(Encoder):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """``[N, in_channels, H, W]`` to maps ``[N, C, h, w]``, the finest first."""
-        maps: list[Tensor] = self.model(x)
+        with self._alone():
+            maps: list[Tensor] = self.model(x)
         return [y.permute(0, 3, 1, 2) for y in maps] if self._channels_last else maps
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """Some of timm's networks collect their maps in a place that all threads share: one at a time, then."""
+        shared = type(self.model).__name__ == "FeatureHookNet" and not torch.compiler.is_compiling()
+        return _ONE_AT_A_TIME if shared else nullcontext()
 
 
 def check_depth(depth: int) -> None:
@@ -115,7 +125,9 @@ def _create(name: str, weights: str | os.PathLike[str] | None, **arguments: Any)
     if weights == "imagenet":
         more["pretrained"] = True
     elif weights is not None:
-        more |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _read(name, weights)}}
+        state = _read(name, weights, arguments["in_chans"])
+        overlay = {"state_dict": state, "input_size": (arguments["in_chans"], 224, 224)}
+        more |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     # Windowed transformers take any size when told to; the others do not know the argument.
     flexible: dict[str, Any] = {"strict_img_size": False}
     try:
@@ -147,7 +159,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read(name: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def _read(name: str, path: str | os.PathLike[str], in_channels: int) -> dict[str, Tensor]:
     """A file's state dict in timm's keys, checked against the whole network (timm itself ignores what is missing)."""
     import timm
 
@@ -156,16 +168,25 @@ def _read(name: str, path: str | os.PathLike[str]) -> dict[str, Tensor]:
         whole: Any = timm.create_model(name)
     classifier = tuple(f"{part}." for part in _as_tuple(whole.default_cfg.get("classifier")))
     target = {key: value for key, value in whole.state_dict().items() if not key.startswith(classifier)}
-    stem = next(key for key, value in target.items() if value.ndim == 4)
     missing = [key for key in target if key not in state]
-    shapes = [key for key in target if key in state and key != stem and state[key].shape != target[key].shape]
-    if missing or shapes:
-        wrong = missing + shapes
+    known = {*target, *(key for key, _ in whole.named_buffers())}  # some buffers were saved by older versions
+    unexpected = [key for key in state if key not in known and not key.startswith(classifier)]
+    for key in _first_convolutions(state, target):
+        state[key] = adapt_stem(state[key], in_channels)
+        target[key] = target[key].new_empty(state[key].shape)
+    shapes = [key for key in target if key in state and state[key].shape != target[key].shape]
+    if missing or unexpected or shapes:
         raise ValueError(
-            f"{path} does not fit timm's {name}: {len(missing)} keys are missing and {len(shapes)} have another shape "
-            f"({some_of(wrong)})"
+            f"{path} does not fit timm's {name}: {len(missing)} keys are missing, {len(unexpected)} too many and "
+            f"{len(shapes)} have another shape ({some_of(missing + unexpected + shapes)})"
         )
     return {key: state[key] for key in target}
+
+
+def _first_convolutions(state: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:
+    """The keys of the convolutions that see the picture: the first, and others that read as many channels."""
+    kernels = [key for key, value in target.items() if value.ndim == 4]
+    return [key for key in kernels[:1] if key in state and state[key].ndim == 4]
 
 
 def _as_tuple(names: Any) -> tuple[str, ...]:
@@ -210,7 +231,7 @@ def _dilate(encoder: TimmEncoder, name: str, output_stride: int) -> None:
     kinds = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d)
     hooks = [m.register_forward_hook(note) for m in encoder.model.modules() if isinstance(m, kinds)]
     try:
-        _run_on_meta(encoder, size, size)
+        _maps_on_meta(encoder, size, size)
     finally:
         for hook in hooks:
             hook.remove()
@@ -218,7 +239,7 @@ def _dilate(encoder: TimmEncoder, name: str, output_stride: int) -> None:
         _set_dilation(module, dilation)
     encoder.strides = expected
     try:
-        maps = _run_on_meta(encoder, size, size)
+        maps = _maps_on_meta(encoder, size, size)
     except RuntimeError:
         maps = []
     if tuple(size // y.shape[-1] for y in maps) != expected:
@@ -265,7 +286,7 @@ def _takes(encoder: TimmEncoder, height: int, width: int) -> bool:
 
     hooks = [m.register_forward_hook(refuse_nothing) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     try:
-        maps = _run_on_meta(encoder, height, width)
+        maps = _maps_on_meta(encoder, height, width)
     except (RuntimeError, AssertionError, ValueError, TypeError):
         return False
     finally:
@@ -275,7 +296,7 @@ def _takes(encoder: TimmEncoder, height: int, width: int) -> bool:
     return all(tuple(y.shape[-2:]) == (-(-height // s), -(-width // s)) for y, s in zip(maps, encoder.strides))
 
 
-def _run_on_meta(encoder: TimmEncoder, height: int, width: int) -> list[Tensor]:
+def _maps_on_meta(encoder: TimmEncoder, height: int, width: int) -> list[Tensor]:
     """The maps' shapes; nothing is computed, nothing of the encoder changes."""
     meta = {
         key: torch.empty_like(value, device="meta")

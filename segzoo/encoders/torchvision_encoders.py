@@ -59,8 +59,9 @@ class ResNetEncoder(Encoder):
         output_stride: int = 32,
     ) -> None:
         super().__init__()
-        if name not in RESNETS:
-            raise unknown_name("torchvision ResNet", name, RESNETS)
+        if not isinstance(name, str) or name not in RESNETS:
+            given = name if isinstance(name, str) else type(name).__name__
+            raise unknown_name("torchvision ResNet", given, RESNETS)
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride is 8, 16 or 32, got {output_stride!r}")
         if output_stride < 32 and name in ("resnet18", "resnet34"):

@@ -167,6 +167,8 @@ class Predictor:
 
     def _predict(self, loaded: Sequence[tuple[Picture, Tensor]]) -> list[Prediction]:
         """Predictions of preprocessed pictures: one batch where all have one size, else one by one."""
+        if not loaded:  # all of them were bad
+            return []
         if self.finds_instances:
             return self._find_instances(loaded)
         inputs = [x for _, x in loaded]

@@ -61,8 +61,8 @@ class ASPP(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        if any(not isinstance(rate, int) or rate < 1 for rate in rates):
-            raise ValueError(f"rates are positive ints, got {tuple(rates)!r}")
+        if not isinstance(rates, Sequence) or any(not isinstance(rate, int) or rate < 1 for rate in rates):
+            raise ValueError(f"rates are positive ints, got {rates!r}")
         self.convs = nn.ModuleList(
             [
                 conv_norm_act(in_channels, out_channels, 1, norm=norm),

@@ -47,7 +47,7 @@ class PyramidPooling(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        if not bins or any(not isinstance(n, int) or n < 1 for n in bins):
+        if not isinstance(bins, Sequence) or not bins or any(not isinstance(n, int) or n < 1 for n in bins):
             raise ValueError(f"bins are positive ints, got {bins!r}")
         if branch_channels is None:
             branch_channels = max(1, in_channels // len(bins))

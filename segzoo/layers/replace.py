@@ -176,6 +176,8 @@ def _carry_over(old: nn.Module, new: nn.Module, *, by_name: bool) -> None:
             setattr(new, name, given.detach().clone())
         else:  # the same parameter, so that optimizers keep it; what was frozen by being a buffer may train now
             setattr(new, name, given if isinstance(given, nn.Parameter) else nn.Parameter(given.detach().clone()))
+    if isinstance(old.weight, nn.Parameter) and not old.weight.requires_grad:
+        new.requires_grad_(False)  # what was frozen stays so, what is new in it too
     if all(new._buffers.get(name) is not None for name in ("running_mean", "running_var")):
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             if name in new._buffers and isinstance(getattr(old, name, None), Tensor):

@@ -76,6 +76,10 @@ class MaskRCNN(TorchvisionMaskRCNN):  # type: ignore[misc]
         self.threshold = 0.5
         self.classes: tuple[str, ...] | None = None
 
+    def stems(self) -> list[str]:
+        """The key of the first convolution's weight."""
+        return [self.stem]
+
     @classmethod
     def convert(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The keys are torchvision's own."""

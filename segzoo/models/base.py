@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segzoo._errors import unknown_name
@@ -71,6 +72,10 @@ class SegmentationModel(nn.Module):
         self.threshold = 0.5
         self.classes: tuple[str, ...] | None = None
 
+    def stems(self) -> list[str]:
+        """The keys of the weights of all convolutions that see the picture."""
+        return [self.stem]
+
     @classmethod
     def convert(cls, state: Mapping[str, Tensor]) -> StateDict:
         """Other people's keys for this architecture in ours; a state dict in our keys comes back as it is."""
@@ -131,10 +136,9 @@ class EncoderModel(SegmentationModel):
     encoder: Encoder
     align_corners: bool = False
 
-    @property
-    def stem(self) -> str:  # type: ignore[override]
-        """The key of the first convolution's weight."""
-        return f"encoder.{self.encoder.stem}"
+    def stems(self) -> list[str]:
+        """The keys of the weights of all convolutions that see the picture."""
+        return [f"encoder.{key}" for key in self.encoder.stems()]
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The encoder's maps that ``decode`` takes, the finest first."""
@@ -150,9 +154,16 @@ class EncoderModel(SegmentationModel):
         self.check_input(x)
         padded = self.encoder.pad(x)
         logits = self.decode(self.encode(padded), padded)
-        height, width = x.shape[-2:]
-        outputs = [resize_to(y, padded, align_corners=self.align_corners)[..., :height, :width] for y in logits]
+        outputs = [self._cropped(resize_to(y, padded, align_corners=self.align_corners), x) for y in logits]
         return outputs if len(outputs) > 1 else outputs[0]
+
+    def _cropped(self, y: Tensor, x: Tensor) -> Tensor:
+        """Without what ``Encoder.pad`` added."""
+        if self.encoder.min_size == self.encoder.size_multiple == 1:
+            return y
+        below, right = (size - padded for size, padded in zip(x.shape[-2:], y.shape[-2:]))
+        # Negative padding is a crop of which an exported program does not ask whether there was anything to crop.
+        return F.pad(y, (0, right, 0, below))
 
 
 Model = TypeVar("Model", bound=SegmentationModel)
@@ -199,7 +210,7 @@ def build_model(
     published = record.num_classes if record else _classes_in(state, cls)
     model = make(published if num_classes is None else num_classes, **more)
     fitted = adapt_state_dict(
-        state, model.state_dict(), heads=cls.heads, stem=model.stem, optional=cls.optional, origin=origin
+        state, model.state_dict(), heads=cls.heads, stem=model.stems(), optional=cls.optional, origin=origin
     )
     model.load_state_dict(fitted)
     if record is not None:

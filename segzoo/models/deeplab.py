@@ -76,11 +76,11 @@ class DeepLabV3(BackboneModel):
         check_positive(num_classes=num_classes, in_channels=in_channels)
         common: dict[str, Any] = {"weights": encoder_weights, "in_channels": in_channels, "norm": norm}
         backbone: Encoder
-        if encoder == "mobilenet_v3_large":
-            backbone = MobileNetV3Encoder(output_stride=output_stride or 16, **common)
+        if isinstance(encoder, str) and encoder == "mobilenet_v3_large":
+            backbone = MobileNetV3Encoder(output_stride=16 if output_stride is None else output_stride, **common)
             aux_map = 2
         else:
-            backbone = ResNetEncoder(encoder, output_stride=output_stride or 8, **common)
+            backbone = ResNetEncoder(encoder, output_stride=8 if output_stride is None else output_stride, **common)
             aux_map = 3
         channels = 256
         head = nn.Sequential(
@@ -159,9 +159,10 @@ class DeepLabV3Plus(EncoderModel):
         if 4 not in self.encoder.strides:
             raise ValueError(f"DeepLabV3+ needs an encoder with a map at stride 4, this one has {self.encoder.strides}")
         self.skip = self.encoder.strides.index(4)
+        self.encoder.train_for((self.skip, -1))
         self.align_corners = bool(align_corners)
         if rates is None:
-            rates = (12, 24, 36) if output_stride == 8 else (6, 12, 18)
+            rates = (12, 24, 36) if self.encoder.strides[-1] == 8 else (6, 12, 18)
         channels = decoder_channels
         self.aspp = ASPP(self.encoder.channels[-1], rates, channels, separable=True, norm=norm, dropout=dropout)
         self.refine = conv_norm_act(channels, channels, separable=True, norm=norm)
@@ -186,10 +187,6 @@ class DeepLabV3Plus(EncoderModel):
         skip = self.reduce(features[self.skip])
         coarse = resize_to(self.refine(self.aspp(features[-1])), skip, align_corners=self.align_corners)
         return [self.head(self.fuse(torch.cat([coarse, skip], 1)))]
-
-
-def _deeplabv3(architecture: str, encoder: str, weights: str | os.PathLike[str] | None, **arguments: Any) -> DeepLabV3:
-    return build_model(DeepLabV3, architecture, weights, encoder=encoder, **arguments)
 
 
 @register_model("semantic")
@@ -230,10 +227,11 @@ def deeplabv3_resnet50(
         >>> deeplabv3_resnet50(weights=None, norm="evo_s0", num_classes=19).num_classes
         19
     """
-    return _deeplabv3(
+    return build_model(
+        DeepLabV3,
         "deeplabv3_resnet50",
-        "resnet50",
         weights,
+        encoder="resnet50",
         encoder_weights=encoder_weights,
         aux=aux,
         output_stride=output_stride,
@@ -266,10 +264,11 @@ def deeplabv3_resnet101(
         >>> deeplabv3_resnet101(weights=None, output_stride=16).encoder.strides
         (2, 4, 8, 16, 16)
     """
-    return _deeplabv3(
+    return build_model(
+        DeepLabV3,
         "deeplabv3_resnet101",
-        "resnet101",
         weights,
+        encoder="resnet101",
         encoder_weights=encoder_weights,
         aux=aux,
         output_stride=output_stride,
@@ -302,10 +301,11 @@ def deeplabv3_mobilenet_v3_large(
         >>> deeplabv3_mobilenet_v3_large(weights=None).encoder.strides
         (2, 4, 8, 16, 16)
     """
-    return _deeplabv3(
+    return build_model(
+        DeepLabV3,
         "deeplabv3_mobilenet_v3_large",
-        "mobilenet_v3_large",
         weights,
+        encoder="mobilenet_v3_large",
         encoder_weights=encoder_weights,
         aux=aux,
         output_stride=output_stride,

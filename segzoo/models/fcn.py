@@ -96,10 +96,9 @@ class BackboneModel(EncoderModel):
         """The backbone, under the name that the other models have for it."""
         return self.backbone
 
-    @property
-    def stem(self) -> str:  # type: ignore[override]
-        """The key of the first convolution's weight."""
-        return f"backbone.{self.backbone.stem}"
+    def stems(self) -> list[str]:
+        """The keys of the weights of all convolutions that see the picture."""
+        return [f"backbone.{key}" for key in self.backbone.stems()]
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The last map, and before it in train mode the one of the auxiliary head."""
@@ -208,10 +207,14 @@ class FCN8s(EncoderModel):
     ) -> None:
         super().__init__(num_classes, in_channels, multilabel=multilabel)
         if not (isinstance(encoder, str) and encoder.startswith("vgg")):
-            raise ValueError(f"the encoder of FCN-8s is a VGG, as 'vgg16', got {encoder!r}")
+            given = repr(encoder) if isinstance(encoder, str) else type(encoder).__name__
+            raise ValueError(f"the encoder of FCN-8s is a VGG, as 'vgg16', got {given}")
+        name, dot, tag = encoder.partition(".")
+        if norm is None and name.endswith("_bn"):
+            raise ValueError(f"{encoder} has batch norms: give norm='batch' (or another), or take {name[:-3]}")
         check_positive(head_channels=head_channels)
-        if norm is not None and not encoder.endswith("_bn"):
-            encoder += "_bn"
+        if norm is not None and not name.endswith("_bn"):
+            encoder = f"{name}_bn{dot}{tag}"
         self.encoder = TimmEncoder(encoder, weights=encoder_weights, in_channels=in_channels, norm=norm)
         # The encoder's maps are those before each pooling, but for the last: the paper fuses those after.
         pool3, pool4, _, pool5 = self.encoder.channels[-4:]

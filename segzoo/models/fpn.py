@@ -93,6 +93,7 @@ class FPN(EncoderModel):
             decoder_norm = "group" if norm in _BATCH_NORMS else norm
         self.encoder = get_encoder(encoder, weights=encoder_weights, in_channels=in_channels, norm=norm)
         channels = self.encoder.channels[:-5:-1]
+        self.encoder.train_for(range(-len(channels), 0))
         self.lateral = nn.ModuleList(nn.Conv2d(c, pyramid_channels, 1) for c in channels)
         self.branches = nn.ModuleList(
             nn.ModuleList(

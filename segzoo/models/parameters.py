@@ -40,11 +40,15 @@ def param_groups(
          ('rest, decay', 0.05, 0.001), ('rest, no decay', 0.0, 0.001)]
     """
     for name, value in (("lr", lr), ("weight_decay", weight_decay), ("encoder_lr_scale", encoder_lr_scale)):
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} must not be negative, got {value!r}")
+        if value is not None and not (isinstance(value, (int, float)) and value >= 0):
+            raise ValueError(f"{name} must be a number that is not negative, got {value!r}")
     if lr is None and encoder_lr_scale != 1:
         logger.warning("param_groups without lr: a plain optimiser does not read lr_scale, pass lr as well")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
     encoder = getattr(model, "encoder", None) or getattr(model, "backbone", None)
+    if encoder_lr_scale != 1 and not isinstance(encoder, nn.Module):
+        logger.warning("%s has no encoder: encoder_lr_scale does nothing", type(model).__name__)
     inside = {id(parameter) for parameter in encoder.parameters()} if isinstance(encoder, nn.Module) else set()
     groups: list[dict[str, Any]] = []
     for part, in_encoder in (("encoder", True), ("rest", False)):

@@ -79,27 +79,27 @@ class PSPNet(EncoderModel):
         multilabel: bool = False,
     ) -> None:
         super().__init__(num_classes, in_channels, multilabel=multilabel)
+        fuse_kernel_size = 3 if fuse_kernel_size is None else fuse_kernel_size
+        head_kernel_size = 1 if head_kernel_size is None else head_kernel_size
         check_positive(
-            decoder_channels=decoder_channels,
-            fuse_kernel_size=fuse_kernel_size or 3,
-            head_kernel_size=head_kernel_size or 1,
+            decoder_channels=decoder_channels, fuse_kernel_size=fuse_kernel_size, head_kernel_size=head_kernel_size
         )
         self.encoder = get_encoder(
             encoder,
             weights=encoder_weights,
             in_channels=in_channels,
             norm=norm,
-            depth=encoder_depth or 5,
-            output_stride=output_stride or 8,
+            depth=5 if encoder_depth is None else encoder_depth,
+            output_stride=8 if output_stride is None else output_stride,
         )
         if aux and len(self.encoder.channels) < 2:
             raise ValueError("the auxiliary head needs an encoder with two maps or more: pass aux=False")
+        self.encoder.train_for((-2, -1) if aux else (-1,))
         self.align_corners = bool(align_corners)
         self.pooling = PyramidPooling(self.encoder.channels[-1], bins, norm=norm, align_corners=self.align_corners)
-        self.fuse = ConvNormAct(self.pooling.out_channels, decoder_channels, fuse_kernel_size or 3, norm=norm)
+        self.fuse = ConvNormAct(self.pooling.out_channels, decoder_channels, fuse_kernel_size, norm=norm)
         self.dropout = nn.Dropout2d(dropout)
-        kernel_size = head_kernel_size or 1
-        self.head = nn.Conv2d(decoder_channels, num_classes, kernel_size, padding=kernel_size // 2)
+        self.head = nn.Conv2d(decoder_channels, num_classes, head_kernel_size, padding=head_kernel_size // 2)
         self.aux_head = FCNHead(self.encoder.channels[-2], num_classes, norm=norm) if aux else None
 
     @classmethod

@@ -25,7 +25,7 @@ def adapt_state_dict(
     target: Mapping[str, Tensor],
     *,
     heads: Iterable[str],
-    stem: str,
+    stem: str | Iterable[str],
     optional: Iterable[str] = (),
     origin: str = "the checkpoint",
 ) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def adapt_state_dict(
         state: The checkpoint.
         target: The state dict of the model, freshly initialised.
         heads: Prefixes of the keys whose shapes depend on the number of classes.
-        stem: Key of the first convolution's weight, ``[out, in, k, k]``.
+        stem: Key of the first convolution's weight, ``[out, in, k, k]``, or keys of all that see the picture.
         optional: Prefixes of whole parts (auxiliary heads) that either side may lack: what the checkpoint has too many
             is left out, what it lacks starts afresh.
         origin: What the messages call the checkpoint.
@@ -69,10 +69,11 @@ def adapt_state_dict(
         # A head is kept or replaced as a whole: half a head would be neither the checkpoint's nor a fresh one.
         adapted |= {key: value for key, value in target.items() if key.startswith(heads)}
         notes.append(f"another number of classes: {', '.join(h.strip('.') for h in heads)} start afresh")
-    if stem in adapted and stem in target and adapted[stem].shape[1] != target[stem].shape[1]:
-        given, wanted = adapted[stem].shape[1], target[stem].shape[1]
-        adapted[stem] = adapt_stem(adapted[stem], wanted)
-        notes.append(f"{given} input channels: {stem} was adapted to {wanted}")
+    for key in [stem] if isinstance(stem, str) else stem:
+        if key in adapted and key in target and adapted[key].shape[1] != target[key].shape[1]:
+            given, wanted = adapted[key].shape[1], target[key].shape[1]
+            adapted[key] = adapt_stem(adapted[key], wanted)
+            notes.append(f"{given} input channels: {key} was adapted to {wanted}")
     other_norm = _adapt_norms(adapted, target)
 
     _refuse_misfits(adapted, target, origin)
