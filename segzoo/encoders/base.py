@@ -62,7 +62,10 @@ class Encoder(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        if found:
+            return found
+        # One that changes the picture before: the first convolution of as many channels.
+        return [f"{name}.weight" for name, module in convolutions if module.in_channels == self.in_channels][:1]
 
     def pad(self, x: Tensor) -> Tensor:
         """``x``, with zeros below and to the right where it is smaller than this backbone can take.
