@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         convolutions = [(name, m) for name, m in self.named_modules() if isinstance(m, nn.Conv2d)]
         hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in convolutions]
         try:
-            self._run_on_meta(x)
+            self.run_on_meta(x)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
 
     def _levels(self) -> dict[str, int]:
         """{parameter: the first level that depends on it}, from a backward pass that computes nothing."""
-        maps, parameters = self._run_on_meta(self._nothing())
+        maps, parameters = self.run_on_meta(self._nothing())
         levels = dict.fromkeys(parameters, len(maps))
         for level in range(len(maps), 0, -1):
             levels |= dict.fromkeys(_reached(maps[level - 1], parameters), level)
@@ -168,7 +168,7 @@ class Encoder(nn.Module):
         Args:
             levels: Indices of the maps.
         """
-        maps, parameters = self._run_on_meta(self._nothing())
+        maps, parameters = self.run_on_meta(self._nothing())
         used = set[str]().union(*(_reached(maps[level], parameters) for level in levels))
         for name, parameter in self.named_parameters():
             if name not in used:
@@ -178,7 +178,7 @@ class Encoder(nn.Module):
         size = max(64, self.min_size, self.size_multiple)
         return torch.zeros(2, self.in_channels, size, size, device="meta")
 
-    def _run_on_meta(self, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def run_on_meta(self, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The maps of ``x`` and the parameters that they were computed with, all without values."""
         meta = {
             name: torch.empty_like(tensor, device="meta").requires_grad_(isinstance(tensor, nn.Parameter))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -297,16 +297,10 @@ def _takes(encoder: TimmEncoder, height: int, width: int) -> bool:
 
 
 def _maps_on_meta(encoder: TimmEncoder, height: int, width: int) -> list[Tensor]:
-    """The maps' shapes; nothing is computed, nothing of the encoder changes."""
-    meta = {
-        key: torch.empty_like(value, device="meta")
-        for key, value in [*encoder.named_parameters(), *encoder.named_buffers()]
-    }
-    run: Callable[..., list[Tensor]] = torch.func.functional_call
+    """The maps' shapes in eval mode; nothing is computed, nothing of the encoder changes."""
     training = encoder.training
     encoder.eval()
     try:
-        with torch.no_grad():
-            return run(encoder, meta, (torch.zeros(1, encoder.in_channels, height, width, device="meta"),))
+        return encoder.run_on_meta(torch.zeros(1, encoder.in_channels, height, width, device="meta"))[0]
     finally:
         encoder.train(training)
