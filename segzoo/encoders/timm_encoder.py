@@ -171,9 +171,10 @@ def _read(name: str, path: str | os.PathLike[str], in_channels: int) -> dict[str
     missing = [key for key in target if key not in state]
     known = {*target, *(key for key, _ in whole.named_buffers())}  # some buffers were saved by older versions
     unexpected = [key for key in state if key not in known and not key.startswith(classifier)]
-    for key in _first_convolutions(state, target):
-        state[key] = adapt_stem(state[key], in_channels)
-        target[key] = target[key].new_empty(state[key].shape)
+    stem = next(key for key, value in target.items() if value.ndim == 4)
+    if stem in state and state[stem].ndim == 4:
+        state[stem] = adapt_stem(state[stem], in_channels)
+        target[stem] = target[stem].new_empty(state[stem].shape)
     shapes = [key for key in target if key in state and state[key].shape != target[key].shape]
     if missing or unexpected or shapes:
         raise ValueError(
@@ -181,12 +182,6 @@ def _read(name: str, path: str | os.PathLike[str], in_channels: int) -> dict[str
             f"{len(shapes)} have another shape ({some_of(missing + unexpected + shapes)})"
         )
     return {key: state[key] for key in target}
-
-
-def _first_convolutions(state: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:
-    """The keys of the convolutions that see the picture: the first, and others that read as many channels."""
-    kernels = [key for key, value in target.items() if value.ndim == 4]
-    return [key for key in kernels[:1] if key in state and state[key].ndim == 4]
 
 
 def _as_tuple(names: Any) -> tuple[str, ...]:
