@@ -54,6 +54,7 @@ def test_every_layer_knows_only_those_below() -> None:
         "_files": set(),
         "ops": {"_errors"},
         "layers": {"_errors", "ops"},
+        "losses": {"_errors", "ops"},
         "encoders": {"_errors", "ops", "layers", "weights"},
         "weights": {"_errors", "_files"},
         "registry": {"_errors", "weights"},
@@ -80,7 +81,7 @@ def test_readme_commands_are_the_ones_ci_runs_and_its_links_lead_somewhere() -> 
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/models.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/models.md", "docs/losses.md"])
 def test_python_of_the_documents_runs(document: str) -> None:
     """Every Python block, in order, in the repository's folder."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
