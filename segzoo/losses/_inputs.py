@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +12,17 @@ from torch import Tensor, nn
 
 from segzoo._errors import unknown_name
 
-__all__ = ["Auto", "Inputs", "Loss", "check_choice", "listed", "nonnegative_weights", "safe_divide"]
+__all__ = [
+    "Auto",
+    "Inputs",
+    "Loss",
+    "check_choice",
+    "is_number",
+    "listed",
+    "nonnegative_weights",
+    "safe_divide",
+    "unwrapped",
+]
 
 Auto = Literal["auto"]
 _BARELY_SUPPORTED = (torch.uint16, torch.uint32, torch.uint64)  # torch stores them, and computes next to nothing
@@ -67,7 +78,9 @@ class Loss(nn.Module):
         name = type(self).__name__
         if mode not in self.modes:
             raise ValueError(f"{name} has no mode {mode!r}, expected {' or '.join(map(repr, self.modes))}")
-        if ignore_index != "auto" and ignore_index is not None and type(ignore_index) is not int:
+        if ignore_index not in ("auto", None) and (
+            not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool)
+        ):
             raise ValueError(f"ignore_index is {ignore_index!r}, expected an integer, None or 'auto'")
         self.mode = mode
         self.ignore_index = (255 if mode == "multiclass" else None) if ignore_index == "auto" else ignore_index
@@ -87,13 +100,15 @@ class Loss(nn.Module):
         weight, classes = getattr(self, "weight", None), self._classes_of_weight(channels)
         if isinstance(weight, Tensor) and len(weight) != classes:
             raise ValueError(f"the loss has weights for {len(weight)} classes, but the logits have {classes}")
-        target = _shaped_target(target, logits, self.mode)
+        target = _shaped_target(target, logits, self.mode).detach()
         if target.dtype in _BARELY_SUPPORTED:
             target = target.long()
         valid = _shaped_mask(mask, target, logits.device, self.mode)
         if self.ignore_index is not None and _can_hold(target.dtype, self.ignore_index):
             kept = target != self.ignore_index
             valid = kept if valid is None else valid & kept
+        if valid is not None and valid.device.type == "cpu" and not torch.compiler.is_compiling():
+            valid = None if unwrapped(valid).all() else valid  # spares a copy of the target
         if valid is not None:
             target = target.masked_fill(~valid, 0)
         self._check_values(target, channels)
@@ -116,11 +131,12 @@ class Loss(nn.Module):
             highest = 1
             expected = "0 or 1" if self.hard_targets else "0…1"
         if torch.compiler.is_compiling() or target.device.type == "cuda":
-            fits = self._fitting(target, highest).all()
+            fits = self._fitting(target, highest)
+            fits = (fits if torch.compiler.is_compiling() else unwrapped(fits)).all()
             torch._assert_async(fits, f"the target holds a value that is not in {expected}")
             return
-        target = _unwrapped(target)
-        low, high = target.aminmax()  # both are NaN where a value is
+        target = unwrapped(target)
+        low, high = (value.item() for value in target.aminmax())  # both are NaN where a value is
         if low >= 0 and high <= highest and not (self._needs_each and not self._fitting(target, highest).all()):
             return
         worst = target[~self._fitting(target, highest)].flatten()[0].item()
@@ -148,7 +164,7 @@ def _can_hold(dtype: torch.dtype, value: int) -> bool:
     return limits.min <= value <= limits.max
 
 
-def _unwrapped(x: Tensor) -> Tensor:
+def unwrapped(x: Tensor) -> Tensor:
     """The tensor under ``torch.func``'s wrappers: values can be looked at in there, also below vmap."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(x):
@@ -227,6 +243,11 @@ def nonnegative_weights(name: str, values: Tensor | Sequence[float] | None) -> T
     if not (weights.isfinite() & (weights >= 0)).all():
         raise ValueError(f"{name} is {weights.tolist()}, expected finite numbers of at least 0")
     return weights.clone()
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number, Python's or NumPy's."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def listed(values: Tensor | None) -> list[float] | None:

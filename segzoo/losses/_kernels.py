@@ -71,11 +71,9 @@ def keep(x: Tensor, valid: Tensor | None) -> Tensor:
     return x if valid is None else x.masked_fill(~_beside(valid, x), 0)
 
 
-def masked(x: Tensor, valid: Tensor | None, *, out: Tensor | None = None) -> Tensor:
-    """The same of finite ``x``, by a product, which is cheaper; written into ``out`` if that is given."""
-    if valid is None:
-        return x if out is None else out.copy_(x)
-    return torch.mul(x, _beside(valid, x).to(x.dtype), out=out)
+def masked(x: Tensor, valid: Tensor | None) -> Tensor:
+    """The same of finite ``x``, by a product, which is cheaper."""
+    return x if valid is None else x * _beside(valid, x).to(x.dtype)
 
 
 def _beside(valid: Tensor, x: Tensor) -> Tensor:
@@ -138,7 +136,7 @@ class _Blockwise(torch.autograd.Function):
             for n, pixels in blocks(logits, planes=kernel.planes):
                 x, t, v = _block(kernel, logits, target, valid, n, pixels)
                 slope = kernel.gradient(x, t, v, grad[n, ..., pixels] if kernel.maps else grad[n])
-                masked(slope, v, out=result[n, :, pixels])
+                result[n, :, pixels] = slope if v is None else slope.masked_fill_(~_beside(v, slope), 0)
         return None, result, None, None
 
     @staticmethod
@@ -156,11 +154,9 @@ class _Blockwise(torch.autograd.Function):
 def _block(
     kernel: Kernel, logits: Tensor, target: Tensor, valid: Tensor | None, n: slice, pixels: slice
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    x, t, v = (
-        _computable(logits[n, :, pixels]),
-        target[n, ..., pixels],
-        None if valid is None else valid[n, ..., pixels],
-    )
+    # Contiguous: the last bit of some functions depends on how their input lies.
+    x = _computable(logits[n, :, pixels]).contiguous()
+    t, v = target[n, ..., pixels], None if valid is None else valid[n, ..., pixels]
     if v is None or (v.device.type == "cpu" and v.all()):
         return x, t, None
     # To look costs a GPU more than to write: there what is ignored is set to 0 always.
@@ -256,11 +252,11 @@ class BinaryCrossEntropy(Kernel):
         self.pos_weight = pos_weight
 
     def map(self, x: Tensor, t: Tensor) -> Tensor:
-        """The loss of each element ``[n, C, l]``."""
-        log_p = F.logsigmoid(x)
+        """The loss of each element ``[n, C, l]``, exact where it is tiny on either side."""
+        positive = t * F.logsigmoid(x)
         if self.pos_weight is not None:
-            log_p = log_p * (1 + (_column(self.pos_weight, x) - 1) * t)
-        return (1 - t) * x - log_p  # log σ(-x) = log σ(x) - x
+            positive = positive * _column(self.pos_weight, x)
+        return (t - 1) * F.logsigmoid(-x) - positive
 
     def value(self, x: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
         return masked(self.map(x, target.to(x.dtype)), valid).sum((1, 2))
@@ -302,8 +298,10 @@ class FocalSigmoid(Kernel):
         slope = of_loss * modulation(missing, self.gamma) * (p - t)
         if self.gamma != 0:
             missing = missing.clamp_min(torch.finfo(x.dtype).tiny)
-            of_missing = of_loss * BinaryCrossEntropy().map(x, t) + of_factor
-            slope = slope + of_missing * self.gamma * missing ** (self.gamma - 1) * (1 - 2 * t) * p * (1 - p)
+            change = p * (1 - p) * (1 - 2 * t)
+            # The small factor first: the cross entropy may be as large as the logit.
+            of_missing = change * BinaryCrossEntropy().map(x, t) * of_loss + change * of_factor
+            slope = slope + of_missing * self.gamma * missing ** (self.gamma - 1)
         return slope
 
     def _balance(self, x: Tensor, t: Tensor) -> Tensor:

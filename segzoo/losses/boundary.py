@@ -79,6 +79,8 @@ class BoundaryLoss(Loss):
         if distance is None:
             phi = self._distances(inputs, wanted)
         else:
+            if not isinstance(distance, Tensor):
+                raise ValueError(f"distance is a {type(distance).__name__}, expected a tensor {list(logits.shape)}")
             if distance.shape != logits.shape or not distance.is_floating_point():
                 given = f"{distance.dtype} {list(distance.shape)}"
                 raise ValueError(f"distance is {given}, expected floating point {list(logits.shape)}")
@@ -97,18 +99,20 @@ class BoundaryLoss(Loss):
 
     def _distances(self, inputs: Inputs, wanted: list[int]) -> Tensor:
         """φ ``[N, C, H·W]`` in float32."""
-        classes = torch.tensor(wanted, device=inputs.logits.device)
         target, valid = inputs.map(inputs.target), None if inputs.valid is None else inputs.map(inputs.valid)
         if self.mode == "multiclass":
-            objects = target.unsqueeze(1) == classes.reshape(-1, 1, 1)
+            objects = torch.stack([target == c for c in wanted], 1)
             valid = None if valid is None else valid.unsqueeze(1)
         else:
-            objects = target[:, wanted] == 1
-            valid = None if valid is None else valid[:, wanted]
+            objects = torch.stack([target[:, c] == 1 for c in wanted], 1)
+            valid = None if valid is None else torch.stack([valid[:, c] for c in wanted], 1)
         phi = signed_distance(objects, valid).flatten(2)
-        if len(wanted) == inputs.logits.shape[1]:
+        channels = inputs.logits.shape[1]
+        if len(wanted) == channels:
             return phi
-        return torch.zeros_like(inputs.logits, dtype=phi.dtype).index_copy(1, classes, phi)
+        maps = dict(zip(wanted, phi.unbind(1)))
+        nothing = torch.zeros_like(phi[:, 0])
+        return torch.stack([maps.get(c, nothing) for c in range(channels)], 1)
 
     def _counted_entries(self, inputs: Inputs, counts: Tensor) -> Tensor:
         if inputs.valid is None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from segzoo._errors import unknown_name
+from segzoo.losses._inputs import is_number
 
 __all__ = ["CombinedLoss", "DeepSupervisionLoss"]
 
 Parts = dict[str, Tensor]
+_TAKEN = ("mask", "return_parts")
 
 
 class CombinedLoss(nn.Module):
@@ -40,7 +42,7 @@ class CombinedLoss(nn.Module):
         self.losses = nn.ModuleDict()
         self.weights: dict[str, float] = {}
         for name, part in parts.items():
-            if not isinstance(name, str) or not name.isidentifier() or hasattr(self.losses, name):
+            if not isinstance(name, str) or not name.isidentifier() or hasattr(self.losses, name) or name in _TAKEN:
                 raise ValueError(f"a part is named {name!r}, expected a plain name such as 'dice'")
             if not isinstance(part, Sequence) or len(part) != 2 or not isinstance(part[0], nn.Module):
                 raise ValueError(f"part {name!r} is {part!r}, expected (loss, weight)")
@@ -78,8 +80,9 @@ class CombinedLoss(nn.Module):
         for name in options:
             if name not in self.losses:
                 raise unknown_name("part", name, self.losses)
-        values = {name: loss(logits, target, mask, **options.get(name, {})) for name, loss in self.losses.items()}
-        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        given = _given(logits, target, mask)
+        values = {name: loss(*given, **options.get(name, {})) for name, loss in self.losses.items()}
+        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum(0)
         return (total, {name: value.detach() for name, value in values.items()}) if return_parts else total
 
     def extra_repr(self) -> str:
@@ -124,12 +127,12 @@ class DeepSupervisionLoss(nn.Module):
                 weighted sums over the outputs too.
         """
         if isinstance(outputs, Tensor):
-            return self.loss(outputs, target, mask, **options)  # type: ignore[no-any-return]
+            return self.loss(*_given(outputs, target, mask), **options)  # type: ignore[no-any-return]
         weights = [1.0] * len(outputs) if self.weights is None else self.weights
         if len(weights) != len(outputs) or not outputs:
             expected = "at least one" if self.weights is None else f"{len(weights)}, one for each weight"
             raise ValueError(f"there are {len(outputs)} outputs, expected {expected}")
-        results = [self.loss(output, target, mask, **options) for output in outputs]
+        results = [self.loss(*_given(output, target, mask), **options) for output in outputs]
         if isinstance(results[0], Tensor):
             return _weighted_sum(results, weights)
         total = _weighted_sum([result[0] for result in results], weights)
@@ -141,11 +144,16 @@ class DeepSupervisionLoss(nn.Module):
         return "" if self.weights is None else f"weights={self.weights}"
 
 
+def _given(logits: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+    """The arguments of a loss, which may be another library's and know of no mask."""
+    return (logits, target) if mask is None else (logits, target, mask)
+
+
 def _weighted_sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    return torch.stack([weight * value for value, weight in zip(values, weights)]).sum()
+    return torch.stack([weight * value for value, weight in zip(values, weights)]).sum(0)
 
 
 def _finite(name: str, value: float) -> float:
-    if not isinstance(value, int | float) or not abs(value) < float("inf"):
+    if not is_number(value) or not abs(value) < float("inf"):
         raise ValueError(f"{name} is {value!r}, expected a finite number")
     return float(value)

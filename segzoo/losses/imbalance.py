@@ -33,8 +33,8 @@ def class_weights(
         beta: β of ``"effective_number"``, 0…1, below 1.
 
     Returns:
-        float32 ``[C]``. A class that never occurs has 0, since there is nothing to weigh (``"enet"``: its formula's
-        50.5).
+        float32 ``[C]``, on the CPU. A class that never occurs has 0, since there is nothing to weigh (``"enet"``:
+        its formula's 50.5).
 
     Raises:
         ValueError: For counts that are negative, not numbers, or all 0; for an unknown method.

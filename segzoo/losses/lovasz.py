@@ -23,7 +23,7 @@ class LovaszLoss(RegionLoss):
     ``"multilabel"`` are the Lovász hinge of the logits, without an upper end. Absent classes are left out of the
     mean (``"present"``), or pull their largest probability down (``"all"``). segmentation_models_pytorch's is
     the same but for ``"multilabel"``, where it sorts all channels together. Batches split over processes average to
-    the same gradient only with ``per_image`` and equally many pictures each.
+    the same gradient only with ``per_image`` and equally many counted pictures each.
 
     Args:
         mode: ``"multiclass"`` (integer target ``[N, H, W]``), ``"binary"`` or ``"multilabel"`` (0 and 1).
@@ -109,14 +109,14 @@ class _Lovasz(torch.autograd.Function):
                     truth = target[g] == c
                     p = (x - highest[g]).exp_().div_(total[g])
                     errors = torch.where(truth, 1 - p, p)
-                    ignored = valid
+                    counted = valid
                 else:
                     truth = target[g, :, c] == 1
                     errors = torch.where(truth, 1 - x, 1 + x).clamp_min_(0)
-                    ignored = None if valid is None else valid[:, :, c]
-                if ignored is not None:
-                    errors = torch.where(ignored[g], errors, 0)
-                    truth = truth & ignored[g]
+                    counted = None if valid is None else valid[:, :, c]
+                if counted is not None:
+                    errors = torch.where(counted[g], errors, 0)
+                    truth = truth & counted[g]
                 weights = _jaccard_weights(errors.flatten(), truth.flatten()).view_as(errors)
                 losses[g, c] = (errors * weights).sum()
                 if with_slopes:
@@ -128,6 +128,7 @@ class _Lovasz(torch.autograd.Function):
         logits, target, valid, _, _ = inputs
         ctx.softmax = target.ndim == 3
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # no zeros for the second result
         ctx.save_for_backward(logits, valid, output[1])
 
     @staticmethod
@@ -190,12 +191,16 @@ def _jaccard_weights(errors: Tensor, truth: Tensor) -> Tensor:
     """
     order = _descending(errors)
     true = truth.gather(-1, order)
-    hits = true.cumsum(-1, dtype=torch.int32)
-    positions = torch.arange(1, errors.shape[-1] + 1, dtype=torch.int32, device=errors.device)
-    union = (hits[..., -1:] + positions - hits).to(errors.dtype)
-    left = (hits[..., -1:] - hits).to(errors.dtype)
-    growth = torch.where(true | (union == 1), 1 / union, left / (union * (union - 1).clamp_min(1)))
-    return torch.zeros_like(errors).scatter(-1, order, growth)
+    left = true.cumsum(-1, dtype=torch.int32)
+    of_all = left[..., -1:].clone()
+    union = torch.arange(1, errors.shape[-1] + 1, dtype=torch.int32, device=errors.device) - left
+    union = union.add_(of_all).to(errors.dtype)
+    true |= union == 1  # the first pixel of a class that is absent
+    left = left.neg_().add_(of_all).to(errors.dtype)
+    growth = left.div_((union - 1).clamp_min_(1).mul_(union))
+    growth = torch.where(true, union.reciprocal_(), growth)
+    del left, union
+    return torch.zeros_like(errors).scatter_(-1, order, growth)
 
 
 def _descending(errors: Tensor) -> Tensor:
@@ -204,7 +209,7 @@ def _descending(errors: Tensor) -> Tensor:
         return errors.argsort(-1, descending=True)
     # Read as integers, floats of one sign keep their order, and for those torch has a radix sort on the CPU.
     integers = torch.int32 if errors.dtype == torch.float32 else torch.int64
-    return (~(errors + 0).view(integers)).sort(-1).indices
+    return errors.view(integers).bitwise_not().sort(-1).indices
 
 
 def _softmax_terms(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segzoo.losses._inputs import Auto, Inputs, Loss, check_choice, listed, nonnegative_weights, safe_divide
+from segzoo.losses._inputs import Auto, Inputs, Loss, check_choice, is_number, listed, nonnegative_weights, safe_divide
 from segzoo.losses._kernels import BinaryCrossEntropy, FocalSigmoid, LogLikelihood, evaluate, keep, modulation
 
 __all__ = ["BCELoss", "CrossEntropyLoss", "FocalLoss", "OhemCrossEntropyLoss"]
@@ -19,7 +19,7 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 
 class CrossEntropyLoss(Loss):
-    """Cross entropy of the softmax, as :func:`torch.nn.functional.cross_entropy`, in a third of the memory.
+    """Cross entropy of the softmax, as :func:`torch.nn.functional.cross_entropy`, with less memory.
 
     The mean divides by the sum of the counted pixels' class weights, which is PyTorch's definition: batches split over
     processes average to the same gradient only where these sums are equal (no weights, equally many counted pixels);
@@ -28,7 +28,7 @@ class CrossEntropyLoss(Loss):
     Args:
         mode: ``"multiclass"``: logits ``[N, C, H, W]``, integer target ``[N, H, W]``. For one channel:
             :class:`BCELoss`.
-        weight: One number for each class, at least 0, kept in float32; :func:`class_weights` makes them from pixel
+        weight: One number for each class, at least 0; :func:`class_weights` makes them from pixel
             counts.
         label_smoothing: 0…1; this share of the target is spread evenly over all classes.
         ignore_index: The label that does not count; None: every pixel counts. ``"auto"``: 255.
@@ -93,7 +93,8 @@ class OhemCrossEntropyLoss(Loss):
     Args:
         mode: ``"multiclass"``, or ``"binary"`` with a target of 0 and 1.
         threshold: Probability, 0…1, from which on a pixel is easy.
-        min_kept: How many pixels of a batch to keep at least.
+        min_kept: How many pixels of a batch to keep at least. In batches of no more pixels than that it is the plain
+            cross entropy.
         weight: One number for each class, at least 0 (in binary: background, object).
         ignore_index: The label that does not count; ``"auto"``: 255 in multiclass, None in binary.
 
@@ -146,7 +147,7 @@ class OhemCrossEntropyLoss(Loss):
         weights = hard.to(log_p.dtype)
         if self.weight is not None:
             weights = weights * self.weight.to(log_p.dtype)[inputs.target]
-        return safe_divide(-(log_p * weights).sum(), weights.sum())
+        return safe_divide((-log_p * weights).sum(), weights.sum())
 
     def _hard(self, log_p: Tensor, valid: Tensor | None) -> Tensor:
         """Which pixels are kept, bool of the shape of ``log_p``."""
@@ -233,7 +234,7 @@ class FocalLoss(Loss):
     Args:
         mode: ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
         gamma: γ, the exponent of focusing, at least 0.
-        alpha: α, kept in float32. Multiclass: one number for each class. Binary: one number in 0…1 for the positive
+        alpha: α. Multiclass: one number for each class. Binary: one number in 0…1 for the positive
             entries, the others get 1 - α; multilabel: likewise, or one for each class. None: no weights.
         normalized: The sum is divided by the sum of the factors ``(1 - p_t)^γ`` instead, so that a picture that is
             nearly solved keeps its weight (only ``reduction="mean"``; segmentation_models_pytorch's mean divides by the
@@ -246,7 +247,7 @@ class FocalLoss(Loss):
 
     Source:
         Lin et al.: Focal Loss for Dense Object Detection, ICCV 2017, equation 5; ``normalized``: Sofiiuk, Barinova,
-        Konushin: AdaptIS, ICCV 2019, equation 4.
+        Konushin: AdaptIS, ICCV 2019.
 
     Examples:
         >>> import torch
@@ -266,11 +267,11 @@ class FocalLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(mode, ignore_index)
-        if not isinstance(gamma, int | float) or not 0 <= gamma < float("inf"):
+        if not is_number(gamma) or not 0 <= gamma < float("inf"):
             raise ValueError(f"gamma is {gamma!r}, expected a number of at least 0")
         self.gamma = float(gamma)
         self.alpha: Tensor | None
-        if mode == "multiclass" and isinstance(alpha, int | float):
+        if mode == "multiclass" and is_number(alpha):
             raise ValueError(f"alpha is {alpha}, mode 'multiclass' expects one number for each class")
         values = nonnegative_weights("alpha", _listed_number(alpha))
         if values is not None and mode != "multiclass" and values.max() > 1:
@@ -284,21 +285,20 @@ class FocalLoss(Loss):
     def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of logits ``[N, C, H, W]``; ``mask`` bool ``[N, H, W]``: False does not count either."""
         inputs = self._inputs(logits, target, mask)
-        if self.alpha is not None and not (self.mode == "multilabel" and len(self.alpha) == 1):
-            _check_length("alpha", self.alpha, logits.shape[1])
+        _check_length("alpha", self.alpha, logits.shape[1], one_for_all=self.mode != "multiclass")
         return self._softmax(inputs) if self.mode == "multiclass" else self._sigmoid(inputs)
 
     def _softmax(self, inputs: Inputs) -> Tensor:
         (log_p,) = _log_likelihood(inputs)
-        loss = -log_p
+        loss, factor = -log_p, torch.ones_like(log_p)
         if self.gamma:
             factor = modulation(-torch.expm1(log_p), self.gamma)
             loss = loss * factor
-            if self.normalized:
-                weights = _label_weights(inputs, self.alpha)
-                total = _counted_sum(loss if weights is None else loss * weights, inputs.valid)
-                return safe_divide(total, _counted_sum(factor, inputs.valid))
-        return _reduced(loss, inputs, self.alpha, self.reduction)
+        if not self.normalized:
+            return _reduced(loss, inputs, self.alpha, self.reduction)
+        weights = _label_weights(inputs, self.alpha)
+        total = _counted_sum(loss if weights is None else loss * weights, inputs.valid)
+        return safe_divide(total, _counted_sum(factor, inputs.valid))
 
     def _sigmoid(self, inputs: Inputs) -> Tensor:
         logits, target, valid = inputs.logits, inputs.target, inputs.valid
@@ -351,17 +351,17 @@ def _counted_sum(values: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _fraction(name: str, value: float) -> float:
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"{name} is {value!r}, expected a number in 0…1")
     return float(value)
 
 
 def _listed_number(values: float | Tensor | Sequence[float] | None) -> Tensor | Sequence[float] | None:
     if isinstance(values, int | float):
-        return [values]
+        return [float(values)]
     return values.reshape(1) if isinstance(values, Tensor) and values.ndim == 0 else values
 
 
-def _check_length(name: str, values: Tensor | None, channels: int) -> None:
-    if values is not None and len(values) not in {channels, 1}:
+def _check_length(name: str, values: Tensor | None, channels: int, *, one_for_all: bool = True) -> None:
+    if values is not None and len(values) != channels and not (one_for_all and len(values) == 1):
         raise ValueError(f"{name} has {len(values)} numbers, but the logits have {channels} classes")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from segzoo.losses._inputs import Auto, Inputs, Loss, check_choice, listed, nonnegative_weights, safe_divide
+from segzoo.losses._inputs import Auto, Inputs, Loss, check_choice, is_number, listed, nonnegative_weights, safe_divide
 from segzoo.losses._kernels import SigmoidOverlap, SoftmaxOverlap, evaluate
 
 __all__ = ["DiceLoss", "FocalTverskyLoss", "JaccardLoss", "RegionLoss", "TverskyLoss"]
@@ -51,6 +50,9 @@ class RegionLoss(Loss):
         weights = torch.ones_like(present, dtype=inputs.dtype)
         if self.weight is not None:
             weights = weights * self.weight.to(inputs.dtype)
+        if inputs.valid is not None and self.mode == "multilabel":  # a class without a counted entry says nothing
+            counted = inputs.valid.any(2)
+            weights = weights * (counted if self.per_image else counted.any(0, keepdim=True))
         if self.classes == "present":
             return weights * present
         if self.classes != "all":
@@ -93,9 +95,9 @@ class _OverlapLoss(RegionLoss):
         self.smooth = checked_number("smooth", smooth)
         self.log = log
 
-    @abstractmethod
     def _terms(self, true: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
         """Numerator and denominator of the score, without ``smooth``, from ``Σ p t``, ``Σ p`` and ``Σ t``."""
+        raise NotImplementedError
 
     def _loss(self, score: Tensor) -> Tensor:
         return -score.clamp_min(_FLOOR).log() if self.log else 1 - score
@@ -121,7 +123,7 @@ class DiceLoss(_OverlapLoss):
 
     Goes to 0 for a perfect prediction, and to ``1 - s / (Σ p + Σ t + s)`` for the worst; an empty target with an empty
     prediction is 0. Sums run over the batch (or each picture: ``per_image``), so that batches split over processes
-    average to the same gradient only with ``per_image`` and equally many pictures each.
+    average to the same gradient only with ``per_image`` and equally many counted pictures each.
 
     It is segmentation_models_pytorch's with ``smooth=s/2`` but for absent classes, which that one leaves at 0 while
     dividing by all (here they are in, ``classes="all"``, or out, ``"present"``). MONAI's, with s as ``smooth_nr`` and
@@ -133,7 +135,7 @@ class DiceLoss(_OverlapLoss):
         smooth: s, at least 0, in numerator and denominator. 0: a class that is nowhere, 0/0, has the score 1.
         per_image: Sum over each picture by itself and take the mean of the pictures that have a counted pixel.
         classes: ``"all"``; ``"present"``, those that occur among the counted targets; or a list of class indices.
-        weight: One number for each class (kept in float32): the mean over the classes is weighted.
+        weight: One number for each class: the mean over the classes is weighted.
         log: ``-log`` of the score (at least 1e-7, so at most 16.12) instead of 1 - score.
         ignore_index: The label that does not count; ``"auto"``: 255 in multiclass, None elsewhere.
 
@@ -159,7 +161,7 @@ class JaccardLoss(_OverlapLoss):
 
     Goes to 0 for a perfect prediction, and to ``1 - s / (Σ p + Σ t + s)`` for the worst; an empty target with an empty
     prediction is 0. Batches split over processes average to the same gradient only with ``per_image`` and equally many
-    pictures each. segmentation_models_pytorch's (same
+    counted pictures each. segmentation_models_pytorch's (same
     ``smooth``) differs in absent classes as its Dice does (see :class:`DiceLoss`); MONAI's,
     ``DiceLoss(jaccard=True)``, has twice the ``smooth``.
 
@@ -168,7 +170,7 @@ class JaccardLoss(_OverlapLoss):
         smooth: s, at least 0, in numerator and denominator. 0: a class that is nowhere, 0/0, has the score 1.
         per_image: Sum over each picture by itself and take the mean of the pictures that have a counted pixel.
         classes: ``"all"``; ``"present"``, those that occur among the counted targets; or a list of class indices.
-        weight: One number for each class (kept in float32): the mean over the classes is weighted.
+        weight: One number for each class: the mean over the classes is weighted.
         log: ``-log`` of the score (at least 1e-7, so at most 16.12) instead of 1 - score.
         ignore_index: The label that does not count; ``"auto"``: 255 in multiclass, None elsewhere.
 
@@ -193,8 +195,9 @@ class TverskyLoss(_OverlapLoss):
 
     α = β = 1/2 is :class:`DiceLoss` with ``2 s``, α = β = 1 is :class:`JaccardLoss`. Goes to 0 for a perfect
     prediction, and to ``1 - s / (α FP + β FN + s)`` for the worst; an empty target with an empty prediction is 0.
-    Batches split over processes average to the same gradient only with ``per_image`` and equally many pictures each.
-    segmentation_models_pytorch's treats absent classes as its Dice does; MONAI's is the one with ``per_image=True``.
+    Batches split over processes average to the same gradient only with ``per_image`` and equally many counted
+    pictures each. segmentation_models_pytorch's treats absent classes as its Dice does; MONAI's is the one with
+    ``per_image=True``.
 
     Args:
         mode: ``"multiclass"`` (softmax, integer target ``[N, H, W]``), ``"binary"`` or ``"multilabel"`` (sigmoid, 0…1).
@@ -203,7 +206,7 @@ class TverskyLoss(_OverlapLoss):
         smooth: s, at least 0, in numerator and denominator. 0: a class that is nowhere, 0/0, has the score 1.
         per_image: Sum over each picture by itself and take the mean of the pictures that have a counted pixel.
         classes: ``"all"``; ``"present"``, those that occur among the counted targets; or a list of class indices.
-        weight: One number for each class (kept in float32): the mean over the classes is weighted.
+        weight: One number for each class: the mean over the classes is weighted.
         log: ``-log`` of the score (at least 1e-7, so at most 16.12) instead of 1 - score.
         ignore_index: The label that does not count; ``"auto"``: 255 in multiclass, None elsewhere.
 
@@ -337,11 +340,12 @@ def chosen(classes: Sequence[int], channels: int, device: torch.device) -> Tenso
     """bool ``[C]``: which of the channels are among ``classes``."""
     if max(classes) >= channels:
         raise ValueError(f"classes has {max(classes)}, but the logits have {channels} classes")
-    return torch.tensor([index in classes for index in range(channels)], device=device)
+    index = torch.arange(channels, device=device)
+    return torch.stack([index == wanted for wanted in classes]).any(0)
 
 
 def checked_number(name: str, value: float) -> float:
     """A finite number of at least 0; anything else: ValueError."""
-    if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    if not is_number(value) or not 0 <= value < float("inf"):
         raise ValueError(f"{name} is {value!r}, expected a finite number of at least 0")
     return float(value)

@@ -23,11 +23,11 @@ _C1, _C2 = 0.01**2, 0.03**2
 class SSIMLoss(Loss):
     """1 - SSIM, the structural similarity of the probabilities and the target under a Gaussian window.
 
-    0 for a perfect prediction; never above 2, and about 1 for the worst. The window is cut off by zeros at the
-    picture's rim, as in BASNet's code (scikit-image and MONAI leave the rim out: inside of it the values are the
-    same; MONAI's loss of pictures that were padded with zeros is this one). At ignored pixels both maps are 0, and
-    the mean is over the counted ones: batches split over processes average to the same gradient where each has
-    equally many.
+    0 for a perfect prediction; for the worst about 1 in flat areas and up to 2 at edges. The window is cut off by
+    zeros at the picture's rim, as in BASNet's code (scikit-image and MONAI leave the rim out: inside of it the
+    values are the same; MONAI's loss of pictures that were padded with zeros is this one). At ignored pixels both
+    maps are 0, and the mean is over the counted ones: batches split over processes average to the same gradient
+    where each has equally many.
 
     Args:
         mode: ``"binary"`` or ``"multilabel"``; the target has 0…1.
@@ -40,7 +40,7 @@ class SSIMLoss(Loss):
 
     Source:
         Wang et al.: Image Quality Assessment: From Error Visibility to Structural Similarity, 2004, equation 13, with
-        K1 = 0.01, K2 = 0.03, L = 1; as a loss: Qin et al., BASNet, CVPR 2019, equation 4.
+        K1 = 0.01, K2 = 0.03, L = 1; as a loss: Qin et al., BASNet, CVPR 2019.
 
     Examples:
         >>> import torch
@@ -64,8 +64,8 @@ class SSIMLoss(Loss):
             raise ValueError(f"window_size is {window_size!r}, expected an odd integer of at least 1")
         self.window_size = window_size
         self.sigma = checked_number("sigma", sigma)
-        if not self.sigma:
-            raise ValueError("sigma is 0, expected a number above 0")
+        if not (self.sigma**2):
+            raise ValueError(f"sigma is {self.sigma}, expected a number above 0")
 
     def forward(self, logits: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss of logits ``[N, C, H, W]``; ``mask`` bool ``[N, H, W]``: False does not count either."""
@@ -134,12 +134,8 @@ class _Similarity(Kernel):
     def _blur(self, x: Tensor) -> Tensor:
         """``[K, n, H, W]`` under the window, with zeros around."""
         half = len(self.window) // 2
-        if x.device.type != "cpu":
-            window = torch.tensor(self.window, dtype=x.dtype, device=x.device)
-            flat = x.flatten(0, 1).unsqueeze(1)
-            flat = F.conv2d(flat, window.reshape(1, 1, -1, 1), padding=(half, 0))
-            return F.conv2d(flat, window.reshape(1, 1, 1, -1), padding=(0, half)).view_as(x)
-        # A convolution of one channel has nothing to vectorise over; shifted sums do, and stay in the cache.
+        # Shifted sums: a convolution of one channel has nothing to vectorise over on a CPU, and may round to 10 bits on
+        # a GPU (TF32), which the differences of squares do not survive.
         for dim, padding in ((2, (0, 0, half, half)), (3, (half, half))):
             length = x.shape[dim]
             padded = F.pad(x, padding)
@@ -167,7 +163,7 @@ class HybridSaliencyLoss(CombinedLoss):
         ignore_index: The target's value that does not count; ``"auto"``: None.
 
     Source:
-        Qin et al.: BASNet: Boundary-Aware Salient Object Detection, CVPR 2019, equations 2 to 5.
+        Qin et al.: BASNet: Boundary-Aware Salient Object Detection, CVPR 2019.
 
     Examples:
         >>> import torch

@@ -36,8 +36,7 @@ def distance_to(
 
     Nearest sites in each column first, then per row the lower envelope of the columns' parabolas. Nothing is
     approximated: with ``spacing`` 1 the distance is the correctly rounded square root of the integer it is the root of.
-    The mask needs no gradient and gets none; to ``torch.compile`` and ``torch.func`` this is one operator. It
-    needs float64, which not every device has (Apple's MPS).
+    The mask needs no gradient and gets none; to ``torch.compile`` and ``torch.func`` this is one operator.
 
     Args:
         mask: ``[..., H, W]``, bool or integer. Every leading index is a map of its own.
