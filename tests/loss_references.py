@@ -201,6 +201,8 @@ def over_classes_and_pictures(
         total, weights = 0.0, 0.0
         for k in range(c):
             where = m[pictures, k]
+            if not where.any():
+                continue
             here = t[pictures, k][where]
             if mode != "binary":
                 if classes == "present" and not (here > 0).any():

@@ -132,7 +132,9 @@ class _Lovasz(torch.autograd.Function):
         ctx.save_for_backward(logits, valid, output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if grad is None:
+            return None, None, None, None, None
         logits, valid, slopes = ctx.saved_tensors
         if torch.is_grad_enabled():
             slopes = slopes * grad[:, None, :, None]
