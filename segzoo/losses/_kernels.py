@@ -10,7 +10,7 @@ so is the value."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = [
     "BinaryCrossEntropy", "FocalSigmoid", "Kernel", "LogLikelihood", "SigmoidOverlap", "SoftmaxOverlap",
-    "SoftmaxProduct", "evaluate", "keep",
+    "SoftmaxProduct", "blocks", "evaluate", "fold", "keep", "masked", "modulation",
 ]  # fmt: skip
 
 # Elements of a block. On the CPU a few of them fit the caches; on a GPU fewer launches count for more.
@@ -67,7 +67,7 @@ def evaluate(kernel: Kernel, logits: Tensor, target: Tensor, valid: Tensor | Non
 
 
 def keep(x: Tensor, valid: Tensor | None) -> Tensor:
-    """``x`` ``[n, C, l]`` with 0 where a pixel is ignored, whatever it held, and no gradient there."""
+    """``x`` ``[…, C, l]`` with 0 where a pixel is ignored, whatever it held, and no gradient there."""
     return x if valid is None else x.masked_fill(~_beside(valid, x), 0)
 
 
@@ -79,8 +79,8 @@ def masked(x: Tensor, valid: Tensor | None, *, out: Tensor | None = None) -> Ten
 
 
 def _beside(valid: Tensor, x: Tensor) -> Tensor:
-    """``[n, l]`` or ``[n, C, l]`` as what broadcasts to ``x`` ``[n, C, l]``."""
-    return valid if valid.ndim == x.ndim else valid.unsqueeze(1)
+    """``[…, l]`` or ``[…, C, l]`` as what broadcasts to ``x`` ``[…, C, l]``."""
+    return valid if valid.ndim == x.ndim else valid.unsqueeze(-2)
 
 
 def _computable(x: Tensor) -> Tensor:
@@ -146,11 +146,15 @@ class _Blockwise(torch.autograd.Function):
         """The mapped axis becomes part of the batch: pictures do not know of each other."""
         size = info.batch_size
         kernel, *tensors = inputs
-        folded = [
-            None if x is None else (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-            for x, dim in zip(tensors, in_dims[1:])
-        ]
-        return _Blockwise.apply(kernel, *folded).unflatten(0, (size, -1)), 0
+        return _Blockwise.apply(kernel, *fold(size, tensors, in_dims[1:])).unflatten(0, (size, -1)), 0
+
+
+def fold(size: int, tensors: Sequence[Tensor | None], in_dims: Sequence[int | None]) -> list[Tensor | None]:
+    """What vmap hands over, with the mapped axis of ``size`` folded into the first one."""
+    return [
+        None if x is None else (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+        for x, dim in zip(tensors, in_dims)
+    ]
 
 
 def _block(

@@ -20,9 +20,9 @@ class BoundaryLoss(Loss):
 
     φ is in pixels, positive outside of the object, as in the paper's code: the distance to the nearest object pixel
     outside, 1 minus the distance to the nearest other pixel inside, 0 where a class has no boundary in a picture.
-    The lowest value, of a perfect prediction, is the mean of min(φ, 0), 0 or below; the highest is the mean of
-    max(φ, 0). It says nothing about where there is no boundary: use it beside a region loss, as
-    :class:`CombinedLoss`. Batches split over processes average to the same gradient where each has equally many
+    The lowest value, of a perfect prediction, is the mean of min(φ, 0), 0 or below; the highest puts
+    all probability where φ is largest. It says nothing about where there is no boundary: use it beside a region loss,
+    as :class:`CombinedLoss`. Batches split over processes average to the same gradient where each has equally many
     counted pixels.
 
     Args:

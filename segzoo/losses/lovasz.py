@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segzoo.losses._inputs import Auto, Inputs
-from segzoo.losses._kernels import blocks, keep
+from segzoo.losses._kernels import blocks, fold, keep
 from segzoo.losses.region import Classes, RegionLoss, target_sums
 
 __all__ = ["LovaszLoss"]
@@ -139,8 +139,8 @@ class _Lovasz(torch.autograd.Function):
         if torch.is_grad_enabled():
             slopes = slopes * grad[:, None, :, None]
             if ctx.softmax:
-                p = F.softmax(_kept(logits.to(slopes.dtype), valid), 2)
-                slopes = _kept(p * (slopes - (p * slopes).sum(2, keepdim=True)), valid)
+                p = F.softmax(keep(logits.to(slopes.dtype), valid), 2)
+                slopes = keep(p * (slopes - (p * slopes).sum(2, keepdim=True)), valid)
             return slopes.to(logits.dtype), None, None, None, None
         result = torch.empty_like(logits)
         for g in range(len(logits)):
@@ -159,17 +159,13 @@ class _Lovasz(torch.autograd.Function):
         """The mapped axis becomes part of the groups."""
         size = info.batch_size
         *tensors, with_slopes = inputs
-        folded = [
-            None if x is None else (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
-            for x, dim in zip(tensors, in_dims)
-        ]
-        losses, slopes = _Lovasz.apply(*folded, with_slopes)
+        losses, slopes = _Lovasz.apply(*fold(size, tensors, in_dims), with_slopes)
         return (losses.unflatten(0, (size, -1)), slopes.unflatten(0, (size, -1))), (0, 0)
 
 
 def _plain(logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
     """The same losses ``[G, C]``, all classes at once, for a compiler to fuse."""
-    x = _kept(logits.to(torch.promote_types(logits.dtype, torch.float32)), valid)
+    x = keep(logits.to(torch.promote_types(logits.dtype, torch.float32)), valid)
     if target.ndim == 3:
         truth = target.unsqueeze(2) == torch.arange(x.shape[2], device=x.device).unsqueeze(1)
         p = F.softmax(x, 2)
@@ -227,10 +223,3 @@ def _softmax_terms(logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor
             highest[g, n, part] = largest.squeeze(1)
             total[g, n, part] = (x - largest).exp_().sum(1)
     return highest, total
-
-
-def _kept(x: Tensor, valid: Tensor | None) -> Tensor:
-    """``x`` ``[G, n, C, L]`` with 0 where ignored."""
-    if valid is None:
-        return x
-    return x.masked_fill(~(valid if valid.ndim == x.ndim else valid.unsqueeze(2)), 0)
