@@ -149,13 +149,14 @@ def test_long_maps(size: tuple[int, int], rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(our_sites.numpy(), sites)
 
 
-@pytest.mark.parametrize("block", [1, 500, 4000])
+@pytest.mark.parametrize(("block", "strip"), [(1, 1), (500, 90), (4000, 500), (4000, 2**17)])
 def test_the_size_of_the_blocks_changes_nothing(
-    block: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    block: int, strip: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     masks = torch.from_numpy(np.stack([MASKS[name](rng, 30, 41) for name in MASKS]))
     expected = distance_to(masks, return_indices=True)
-    monkeypatch.setattr(distance, "_CPU_BLOCK", block)
+    monkeypatch.setattr(distance, "_BLOCK", block)
+    monkeypatch.setattr(distance, "_CPU_STRIP", strip)
     for found, whole in zip(distance_to(masks, return_indices=True), expected):
         assert torch.equal(found, whole)
 

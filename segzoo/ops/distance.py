@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["distance_to", "signed_distance"]
 
-# Maps are worked on in blocks of so many pixels, which take about 60 bytes each on the way. On the CPU they then stay
-# in the cache; a GPU waits for the launches of small blocks.
-_CPU_BLOCK = 2**18
-_GPU_BLOCK = 2**22
+# Maps are worked on in blocks of so many pixels: operations on few take as long as it takes to start them. What is done
+# for every pixel of a block is done in strips, which take about 60 bytes a pixel on the way. On the CPU they stay in
+# the cache, and their memory is not asked of the system again each time.
+_BLOCK = 2**22
+_CPU_STRIP = 2**17
 
 
 @overload
@@ -134,20 +136,20 @@ def _distance_to(mask: Tensor, rows: float, columns: float, return_indices: bool
     maps = mask.reshape(-1, height, width)
     flat_distance = distance.view(maps.shape)
     flat_indices = indices.view(-1, 2, height, width) if return_indices else None
-    block = _CPU_BLOCK if mask.device.type == "cpu" else _GPU_BLOCK
+    strip = _CPU_STRIP if mask.device.type == "cpu" else _BLOCK
     # A map larger than a block is cut in stripes: of columns for the first pass, of rows for the second.
-    count, stripe, breadth = (max(1, block // size) for size in (height * width, width, height))
+    count, stripe, breadth = (max(1, _BLOCK // size) for size in (height * width, width, height))
     for first in range(0, len(maps), count):
         some = slice(first, first + count)
-        parts = [_sites_in_column(part) for part in maps[some].split(breadth, -1)]
+        parts = [_sites_in_column(part) for part in maps[some].split(max(1, min(breadth, strip // height)), -1)]
         above, below = (torch.cat(part, -1) for part in zip(*parts))
         for top in range(0, height, stripe):
             here = slice(top, top + stripe)
             row = torch.arange(height, dtype=above.dtype, device=mask.device)[here, None]
-            found = _nearest(above[:, here], below[:, here], row, -height, (rows, columns), return_indices)
-            flat_distance[some, here] = found[0]
+            outputs = [flat_distance[some, here]]
             if flat_indices is not None:
-                flat_indices[some, 0, here], flat_indices[some, 1, here] = found[1:]
+                outputs += [flat_indices[some, 0, here], flat_indices[some, 1, here]]
+            _nearest(above[:, here], below[:, here], row, -height, (rows, columns), strip, outputs)
     return distance, indices
 
 
@@ -191,9 +193,15 @@ def _sites_in_column(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(
-    above: Tensor, below: Tensor, row: Tensor, none: int, spacing: tuple[float, float], return_indices: bool
-) -> tuple[Tensor, ...]:
-    """Distances and, if asked for, rows and columns of the nearest sites in the rows ``row``: each ``[N, h, W]``.
+    above: Tensor,
+    below: Tensor,
+    row: Tensor,
+    none: int,
+    spacing: tuple[float, float],
+    strip: int,
+    outputs: list[Tensor],
+) -> None:
+    """Write distances and, if asked for, rows and columns of the nearest sites in the rows ``row``, ``[N, h, W]``.
 
     Args:
         above: Of `_sites_in_column` the part in these rows, like ``below``.
@@ -201,88 +209,144 @@ def _nearest(
         row: Their numbers, ``[h, 1]``.
         none: What is as far or further, counted negative, is no site.
         spacing: Height and width of a pixel.
-        return_indices: Whether rows and columns are asked for.
+        strip: How many pixels to look at together.
+        outputs: What to write to: distances, or distances, rows and columns.
     """
-    rows, columns = spacing
-    width = above.shape[-1]
+    count, height, width = above.shape
     # Squares of whole numbers, and sums of two, are exact in float32 up to 2**24. Slopes are rounded, but none that is
     # less than an even integer, all that decides in `_lower_envelope`, is rounded to it: they differ by 1 / W or more.
-    exact = rows == columns == 1 and none**2 + width**2 <= 2**23
-    dtype = torch.float32 if exact else torch.float64
-    shape = above.shape[0], above.shape[1], width + 1
-    gap = torch.maximum(above - row, row - below)  # the smaller of the two, negative
-    across = torch.arange(width + 1, dtype=dtype, device=above.device)
-    # A NaN after each row: no comparison with it holds, so that rows can lie one after another in one array.
-    fall = torch.full(shape, math.nan, dtype=dtype, device=above.device)
-    torch.mul(F.threshold(gap.to(dtype), none, -math.inf, inplace=True), rows, out=fall[..., :width])
-    points = (fall / columns).square_().add_(across.square()).view(-1, width + 1)
-    position, column, owner = _lower_envelope(points, gap.view(-1, width) == 0)
-    fall = fall.view(-1)
-    down = fall.index_select(0, position).index_select(0, owner)
-    far = column.index_select(0, owner).view(shape).sub_(across).view(-1).mul_(columns)
-    squared = far.square_().addcmul_(down, down)
-    # Sites may not be on the envelope, see there. And torch does not round square roots in float32 correctly.
-    distance = torch.minimum(squared, fall.square_(), out=squared).view(shape)[..., :width].double().sqrt_()
-    if not return_indices:
-        return (distance,)
-    site_column = column.long().index_select(0, owner).view(shape)[..., :width]
-    site_column = torch.where(gap == 0, torch.arange(width, device=above.device), site_column)
-    site_row = torch.where(above == row + gap, above, below).gather(-1, site_column).clamp_(min=-1)
-    site_column[site_row[:, 0, 0] < 0] = -1  # if one pixel of a map has no nearest site, none has
-    return distance, site_row, site_column
+    exact = spacing == (1, 1) and none**2 + width**2 <= 2**23
+    across = torch.arange(width + 1, dtype=torch.float32 if exact else torch.float64, device=above.device)
+    maps, rows = max(1, strip // (height * width)), max(1, strip // width)
+    strips = [
+        (slice(one, one + maps), slice(top, top + rows))
+        for one in range(0, count, maps)
+        for top in range(0, height, rows)
+    ]
+    candidates = []
+    first = 0
+    for some, here in strips:
+        gap = torch.maximum(above[some, here] - row[here], row[here] - below[some, here])
+        points = (_fall(gap, none, spacing[0], across.dtype) / spacing[1]).square_().add_(across.square())
+        site = gap.view(-1, width) == 0
+        candidates.append(_candidates(_light(points.view(-1, width + 1)), _light(site), _light(across), first))
+        first += points.numel()
+    start, column, length = _lower_envelope(candidates, width, first)
+    first = 0
+    for some, here in strips:
+        gap = torch.maximum(above[some, here] - row[here], row[here] - below[some, here])
+        fall = _fall(gap, none, spacing[0], across.dtype)
+        low, high = torch.searchsorted(start, start.new_tensor([first, first + fall.numel()])).tolist()
+        mine = slice(low, high)
+        down = fall.view(-1).index_select(0, start[mine] + column[mine].long() - first).square_()
+        far = _repeated(column[mine], length[mine], fall.shape).sub_(across).mul_(spacing[1])
+        squared = far.square_().add_(_repeated(down, length[mine], fall.shape))
+        # Sites may not be on the envelope, see there.
+        squared = torch.minimum(squared, fall.square_(), out=squared)[..., :width]
+        if squared.device.type == "cpu":
+            np.sqrt(squared.numpy(), out=outputs[0][some, here].numpy(), casting="same_kind")
+        else:  # torch does not round square roots in float32 correctly
+            outputs[0][some, here] = squared.double().sqrt_()
+        if len(outputs) > 1:
+            site_column = _repeated(column[mine].long(), length[mine], fall.shape)[..., :width]
+            site_column = torch.where(gap == 0, torch.arange(width, device=above.device), site_column)
+            site_row = torch.where(above[some, here] == row[here] + gap, above[some, here], below[some, here])
+            site_row = site_row.gather(-1, site_column).clamp_(min=-1)
+            site_column[site_row[:, 0, 0] < 0] = -1  # if one pixel of a map has no nearest site, none has
+            outputs[1][some, here], outputs[2][some, here] = site_row, site_column
+        first += fall.numel()
 
 
-def _lower_envelope(points: Tensor, site: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _repeated(values: Tensor, length: Tensor, shape: torch.Size) -> Tensor:
+    """Each of the values as often as ``length`` says, in the given shape."""
+    if values.device.type == "cpu":  # several times faster
+        return torch.from_numpy(np.repeat(values.numpy(), length.numpy())).view(shape)
+    return torch.repeat_interleave(values, length, output_size=shape.numel()).view(shape)
+
+
+def _fall(gap: Tensor, none: int, height: float, dtype: torch.dtype) -> Tensor:
+    """Distances to the nearest site in the column, negative, infinite where there is none: ``[N, h, W + 1]``.
+
+    The last column is NaN: no comparison with it holds, so that rows can lie one after another in one array.
+    """
+    fall = torch.full((*gap.shape[:-1], gap.shape[-1] + 1), math.nan, dtype=dtype, device=gap.device)
+    torch.mul(F.threshold(gap.to(dtype), none, -math.inf, inplace=True), height, out=fall[..., :-1])
+    return fall
+
+
+def _light(tensor: Tensor) -> Any:
+    """NumPy's view of a tensor on the CPU: the same operations start sooner there."""
+    return tensor.numpy() if tensor.device.type == "cpu" else tensor
+
+
+def _candidates(points: Any, site: Any, across: Any, first: int) -> tuple[Any, Any, Any]:
+    """Of the parabolas of some rows those that may be the lowest somewhere: start of the row, column and point of each.
+
+    Args:
+        points: ``s + c²`` for the parabolas ``s[r, c] + (x - c)²``, ``[R, W + 1]``; infinite where there is none. The
+            last column is NaN. An array or a tensor, as the others.
+        site: ``[R, W]``, where ``s`` is 0. Inside a run of sites each is its own lowest, is the lowest nowhere else,
+            and is left out.
+        across: ``c``, ``[W + 1]``.
+        first: How many points lie before these.
+    """
+    width = site.shape[-1]
+    keep = points != -1  # all True
+    keep[:, 1 : width - 1] = ~(site[:, 2:] & site[:, 1:-1] & site[:, :-2])
+    # Most points are ruled out by chords over them, before all that are left are looked at one by one.
+    doubled = points * 2
+    for reach in (1, 2, 4, 8, 16, 32):
+        if width > 2 * reach:
+            chord = points[:, : width - 2 * reach] + points[:, 2 * reach : width]
+            keep[:, reach : width - reach] &= chord > doubled[:, reach : width - reach]
+    position = _true(keep.reshape(-1))
+    start = position // (width + 1) * (width + 1)
+    return start + first, across[position - start], points.reshape(-1)[position]
+
+
+def _lower_envelope(candidates: list[tuple[Any, Any, Any]], width: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Which of the parabolas ``s[r, c] + (x - c)²`` is the lowest at each ``[r, x]``, the first of equals.
 
     It is a vertex of the lower convex hull of the points ``(c, s + c²)``, and half the slopes of the vertex's two edges
     enclose ``x``.
 
     Args:
-        points: ``s + c²``, ``[R, W + 1]``; infinite where there is no parabola. The last column is NaN.
-        site: ``[R, W]``, where ``s`` is 0. Inside a run of sites each is its own lowest, is the lowest nowhere else,
-            and is left out: the result there is not defined.
+        candidates: `_candidates` of all rows.
+        width: ``W``; the point there, the last of each row, is NaN.
+        size: Of all rows together, with that point: ``R (W + 1)``.
 
     Returns:
-        The flat positions in ``points`` and the columns of the vertices, ``[V]``, and for each of the points the number
-        of its vertex, ``[R · (W + 1)]``.
+        For each vertex, ``[V]``: the start of its row, its column, and for how many ``x`` from there on it is the
+        lowest, after the vertices before. Inside a run of sites the result is not defined.
     """
-    width = site.shape[-1]
-    # Most points are ruled out by a chord over them, before all that are left are looked at one by one.
-    keep = torch.ones_like(points, dtype=torch.bool)
-    keep[:, 1 : width - 1] = ~(site[:, 2:] & site[:, 1:-1] & site[:, :-2])
-    doubled = points * 2
-    for reach in (1, 8):
-        if width > 2 * reach:
-            chord = points[:, : width - 2 * reach] + points[:, 2 * reach : width]
-            keep[:, reach : width - reach] &= chord > doubled[:, reach : width - reach]
-    position = keep.view(-1).nonzero().view(-1)
-    # Half a pixel on, as a GPU divides by multiplying with the reciprocal.
-    start = ((position.double() + 0.5) / (width + 1)).floor_().mul_(width + 1).to(points.dtype)
-    start, column, slope = _lower_hull(start, position - start, points.view(-1).index_select(0, position))
+    if isinstance(candidates[0][0], Tensor):
+        start, column, slope = _lower_hull(*(torch.cat(part) for part in zip(*candidates)))
+    else:
+        with np.errstate(all="ignore"):  # infinite values, and rows that follow each other
+            hull = _lower_hull(*(np.concatenate(part) for part in zip(*candidates)))
+        start, column, slope = (torch.from_numpy(values) for values in hull)
     # The first integer right of each crossing. At the ends of a row, where the slope is NaN, it is the point's own.
     first = (slope / 2).floor_().add_(1).clamp_(0, width)
-    first = torch.cat((column[:1], torch.where(first.isnan(), column[1:], first))).add_(start).long()
-    length = torch.diff(first, append=first.new_tensor([points.numel()]))
-    position = start.add_(column).long()
-    return position, column, torch.repeat_interleave(length, output_size=points.numel())
+    first = torch.cat((column[:1], torch.where(first.isnan(), column[1:], first))).long().add_(start)
+    return start, column, torch.diff(first, append=first.new_tensor([size]))
 
 
-def _lower_hull(row: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _lower_hull(row: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
     """The lower convex hulls of points ``[N]``, row by row: ``row`` and ``x`` of the vertices, slopes of their edges.
 
     A point on or above a line between two others is no vertex. All for which such a line is found go at once: each is
     a mean of others, so that no vertex goes with them.
 
     Args:
-        row: Ascending; what is the same for the points of a row.
+        row: Ascending; what is the same for the points of a row. An array or a tensor, as the others.
         x: Ascending in each row.
         y: NaN in the last point of a row, infinite at most in the first and the one before the last.
     """
     while True:
-        slope = torch.diff(y).div_(torch.diff(x))
-        out = F.pad(slope[1:] <= slope[:-1], (1, 1))
-        border = (out[1:] != out[:-1]).nonzero().view(-1)
+        slope = (y[1:] - y[:-1]) / (x[1:] - x[:-1])
+        out = y < y  # all False
+        out[1:-1] = slope[1:] <= slope[:-1]
+        border = _true(out[1:] != out[:-1])
         if len(border) == 0:
             return row, x, slope
         # Those that go leave gaps. Often many points beside a gap lie above lines to its other side: look further, the
@@ -290,14 +354,24 @@ def _lower_hull(row: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tens
         left, right = border[0::2, None], border[1::2, None] + 1
         depth = min(64, len(x) // (4 * len(left)))
         if depth:
-            beside = torch.arange(depth, device=x.device)
+            beside = _steps(depth, y)
             for point, end, edge in (
-                ((left - beside).clamp_(min=1), right, -1),
-                ((right + beside).clamp_(max=len(x) - 2), left, 0),
+                ((left - beside).clip(1, len(x)), right, -1),
+                ((right + beside).clip(0, len(x) - 2), left, 0),
             ):
-                line = (y.take(end) - y.take(point)).div_(x.take(end) - x.take(point))
+                line = (y.take(end) - y.take(point)) / (x.take(end) - x.take(point))
                 other = slope.take(point + edge)
-                above = (line <= other if edge else other <= line).logical_and_(row.take(point) == row.take(end))
-                out.index_fill_(0, point.masked_select(above), True)
-        kept = out.logical_not_().nonzero().view(-1)
-        row, x, y = (values.index_select(0, kept) for values in (row, x, y))
+                above = (line <= other if edge else other <= line) & (row.take(point) == row.take(end))
+                out[point[above]] = True
+        kept = _true(~out)
+        row, x, y = row[kept], x[kept], y[kept]
+
+
+def _true(mask: Any) -> Any:
+    """The places of True in an array or a tensor."""
+    return mask.nonzero().view(-1) if isinstance(mask, Tensor) else mask.nonzero()[0]
+
+
+def _steps(count: int, like: Any) -> Any:
+    """0, 1, … as an array or a tensor."""
+    return torch.arange(count, device=like.device) if isinstance(like, Tensor) else np.arange(count)
