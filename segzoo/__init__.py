@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segzoo import encoders, inference, layers, losses, models, ops, weights
+    from segzoo import encoders, inference, layers, losses, metrics, models, ops, weights
     from segzoo.inference.prediction import Prediction
     from segzoo.inference.predictor import Predictor
     from segzoo.models.deeplab import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-_PACKAGES = ("encoders", "inference", "layers", "losses", "models", "ops", "weights")
+_PACKAGES = ("encoders", "inference", "layers", "losses", "metrics", "models", "ops", "weights")
 _NAMES = {
     "Prediction": "segzoo.inference.prediction",
     "Predictor": "segzoo.inference.predictor",
@@ -72,6 +72,7 @@ __all__ = [
     "losses",
     "lraspp_mobilenet_v3_large",
     "mask_rcnn_resnet50_fpn",
+    "metrics",
     "models",
     "ops",
     "param_groups",
