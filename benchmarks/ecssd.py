@@ -5,8 +5,9 @@
 
 Protocol: the picture resized bilinearly to 320×320 and divided by its own maximum, normalised; the prediction
 stretched to 0…1 (min-max), 8 bit, bilinearly back to the picture's size; mask > 127 is foreground. Max F (β² = 0.3) is
-the maximum of F over the data set's mean precision and recall curves, as in the paper; py_sod_metrics' own maximum, of
-the mean of the pictures' F curves, is printed beside it. The measures themselves are py_sod_metrics'.
+the maximum of F over the data set's mean precision and recall curves, as in the paper: `SaliencyMetrics("paper")`. What
+py_sod_metrics calls so, the maximum of the mean of the pictures' F curves, is printed beside it. Both stretch each
+prediction once more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import py_sod_metrics
 import torch
 from _machine import machine
 from PIL import Image
@@ -27,6 +27,7 @@ from tqdm import tqdm
 import segzoo
 from segzoo.inference.picture import Picture, read_picture
 from segzoo.inference.predictor import Prediction
+from segzoo.metrics import SaliencyMetrics
 
 PUBLISHED_NAMES = {"max_f": "max F", "mae": "MAE", "weighted_f": "weighted F", "s_measure": "S-measure"}
 
@@ -39,33 +40,6 @@ def skimage_input(picture: Picture) -> torch.Tensor:
     x = torch.from_numpy((resized / max(resized.max(), 1e-6)).transpose(2, 0, 1).astype(np.float32))
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return (x - mean) / std
-
-
-class Measures:
-    """The paper's measures over a data set, by py_sod_metrics."""
-
-    def __init__(self, normalize: bool) -> None:
-        self.normalize = normalize  # py_sod_metrics stretches each map to 0…1 by itself unless told not to
-        self.f = py_sod_metrics.Fmeasure(beta=0.3)
-        self.mae = py_sod_metrics.MAE()
-        self.weighted_f = py_sod_metrics.WeightedFmeasure(beta=1)
-        self.s = py_sod_metrics.Smeasure()
-
-    def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
-        for measure in (self.f, self.mae, self.weighted_f, self.s):
-            measure.step(pred=prediction, gt=mask, normalize=self.normalize)
-
-    def results(self) -> dict[str, float]:
-        f = self.f.get_results()
-        precision, recall = f["pr"]["p"], f["pr"]["r"]
-        curve = 1.3 * precision * recall / np.maximum(0.3 * precision + recall, 1e-12)
-        return {
-            "max_f": float(curve.max()),
-            "mae": float(self.mae.get_results()["mae"]),
-            "weighted_f": float(self.weighted_f.get_results()["wfm"]),
-            "s_measure": float(self.s.get_results()["sm"]),
-            "max_f_of_mean_curves_per_picture": float(f["fm"]["curve"].max()),
-        }
 
 
 def main() -> None:
@@ -87,7 +61,9 @@ def main() -> None:
     paths = sorted((args.data / "images").glob("*.jpg"))[: args.limit]
     if not paths:
         parser.error(f"no pictures in {args.data / 'images'}")
-    measures, seconds = Measures(normalize=not args.no_min_max), 0.0
+    normalize, seconds = not args.no_min_max, 0.0
+    metrics = SaliencyMetrics("paper", normalize=normalize)
+    pysod = SaliencyMetrics("pysod", normalize=normalize, measures="f_measure")
     for path in tqdm(paths, unit=" pictures", disable=None):
         started = time.perf_counter()
         if args.resize == "skimage":
@@ -95,13 +71,15 @@ def main() -> None:
             prediction = Prediction(picture, predictor.scores(skimage_input(picture)[None])[0])
         else:
             prediction = predictor(path)
-        scored = prediction.probabilities[0] if args.no_min_max else prediction.evaluation_map()
+        scored = prediction.evaluation_map() if normalize else prediction.probabilities[0]
         seconds += time.perf_counter() - started
         mask = np.asarray(Image.open(args.data / "masks" / f"{path.stem}.png").convert("L"))
-        foreground = mask > 127
-        measures.add(scored, foreground if args.no_min_max else np.where(foreground, 255, 0).astype(np.uint8))
+        metrics.update(scored, mask > 127)
+        pysod.update(scored, mask > 127)
 
-    results = measures.results()
+    computed = metrics.compute()
+    results = {name: computed[name] for name in PUBLISHED_NAMES}
+    results["max_f_of_mean_curves_per_picture"] = pysod.compute()["max_f"]
     print(
         f"\n{args.model} on ECSSD, {len(paths)} pictures, {args.precision}, resized by {args.resize}, "
         f"{'no min-max' if args.no_min_max else 'min-max'}; {len(paths) / seconds:.1f} pictures/s"

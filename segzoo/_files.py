@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["write_whole"]
+__all__ = ["check_writable", "write_whole"]
 
 
 @contextlib.contextmanager
@@ -46,3 +46,24 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename == str(part):
             raise type(error)(error.errno, error.strerror, str(path)) from None  # nobody asked for the .part
         raise
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise now the OSError that `write_whole` would raise after the work.
+
+    Examples:
+        >>> check_writable("no such folder/a.png")
+        Traceback (most recent call last):
+        FileNotFoundError: no such folder/a.png cannot be written: there is no folder no such folder
+    """
+    given, real = Path(path), Path(os.path.realpath(path))
+    if not os.fspath(path) or real.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected a file to write")
+    if not given.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {given.parent}")
+    if not real.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: it leads to {real}, and there is no such folder")
+    # The folder too: a regular file takes its place whole, which is a change of the folder.
+    whole = not real.exists() or real.is_file()
+    if (whole and not os.access(real.parent, os.W_OK)) or (real.exists() and not os.access(real, os.W_OK)):
+        raise PermissionError(f"{path} cannot be written: permission denied")

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["main", "run"]
 
 _DONE, _SOME_FAILED, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
+_MOST_NAMED = 20  # of the files without a partner, which may be a whole data set
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +69,8 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=_predict)
 
+    _add_evaluate(commands)
+
     listing = commands.add_parser(
         "list", help="list the models", description="List the models and their published weights."
     )
@@ -86,6 +89,71 @@ def _build_parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score predictions, or a model, against masks",
+        description="Score a folder of predictions against a folder of masks, or a model on a folder of pictures.\n"
+        "Files belong together by their names without the ending: maps/0001.png and masks/0001.png.",
+        epilog="examples:\n"
+        "  segzoo evaluate maps/ masks/                                 grey maps of salient objects\n"
+        "  segzoo evaluate maps/ masks/ --json scores.json --csv pictures.csv\n"
+        "  segzoo evaluate photos/ masks/ --model u2net_lite.duts       predict, then score\n"
+        "  segzoo evaluate labels/ truth/ --num-classes 11 --ignore-index 11 --boundary\n\n"
+        "exit code: 0 all were scored; 1 some failed or have no partner (they are named); 2 wrong arguments",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument(
+        "predictions", metavar="PREDICTIONS", help="a folder of predictions, or one; with --model, of pictures"
+    )
+    evaluate.add_argument("masks", metavar="MASKS", help="a folder of masks, or one")
+    evaluate.add_argument("--boundary", action="store_true", help="measure the rims, too: Hausdorff distance, …")
+    evaluate.add_argument(
+        "--tolerance", type=float, metavar="PIXELS", help="up to which rims agree, with --boundary (default: 2)"
+    )
+    evaluate.add_argument(
+        "--resize",
+        action="store_true",
+        help="resize predictions to their masks (bilinear; labels nearest) instead of refusing other sizes",
+    )
+    evaluate.add_argument("--recursive", action="store_true", help="follow folders in the folders")
+    evaluate.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="threads that read (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="open pictures of up to N pixels, if you trust them (default: what Pillow opens, about 179 million)",
+    )
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar; failures are still named")
+    output = evaluate.add_argument_group("output", "The table goes to standard output.")
+    output.add_argument("--json", metavar="FILE", help="write everything, curves too; - for standard output")
+    output.add_argument("--csv", metavar="FILE", help="write a row for each picture; - for standard output")
+    salient = evaluate.add_argument_group("salient objects (grey predictions 0…255, the default)")
+    salient.add_argument(
+        "--protocol", metavar="NAME", help="whose digits: pysod, paper or tutorial (default: pysod, PySODMetrics)"
+    )
+    salient.add_argument(
+        "--no-normalize", action="store_true", help="predictions as they are, not stretched to 0…1 each"
+    )
+    classes = evaluate.add_argument_group("classes (label maps: grey or palette pictures whose values are classes)")
+    classes.add_argument("--num-classes", type=int, metavar="N", help="how many; 1 is an object, 0/1 or 0…255")
+    classes.add_argument("--classes", metavar="A,B", help="their names, in order")
+    classes.add_argument(
+        "--ignore-index", metavar="N", help="label in the masks that does not count, or none (default: 255)"
+    )
+    model = evaluate.add_argument_group("a model to predict with")
+    model.add_argument("--model", metavar="NAME", help="see segzoo list")
+    model.add_argument("--weights", metavar="FILE", help="your own weights for it: .safetensors, .pth or .onnx")
+    model.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    model.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], help="of the computation (default: auto, fp32)"
+    )
+    model.add_argument("--batch-size", type=int, metavar="N", help="pictures at once (default: 1)")
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
@@ -254,10 +322,9 @@ def _target_file(args: argparse.Namespace, kind: Any, background: str | None) ->
     return str(path)
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
+def _open_as_asked(args: argparse.Namespace) -> None:
+    """What pictures Pillow opens, and what it says of them."""
     from PIL import Image
-
-    import segzoo
 
     if args.max_pixels is not None:
         if args.max_pixels < 1:
@@ -266,6 +333,12 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     # Pillow warns of large pictures and of damaged metadata; what cannot be read is an error anyway.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _predictor(args: argparse.Namespace) -> Predictor:
+    import segzoo
+
+    _open_as_asked(args)
     model: Any = args.model
     if args.weights:
         model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
@@ -288,14 +361,106 @@ def _folder(args: argparse.Namespace, predictor: Predictor, kind: Any, options: 
         progress=not args.quiet,
         **options,
     )
-    for source, error in report.failed.items():
-        sentence = _sentence(error)
-        named = sentence if str(source) in sentence else f"{source}: {sentence}"
-        print(f"segzoo: skipped: {named}", file=sys.stderr)
+    _name_failed(report.failed)
     if not args.quiet:
         failed = f", {len(report.failed)} failed" if report.failed else ""
         print(f"{len(report.written)} written to {args.output}{failed}", file=sys.stderr)
     return _SOME_FAILED if report.failed else _DONE
+
+
+def _name_failed(failed: Mapping[Path, Exception]) -> None:
+    for source, error in failed.items():
+        sentence = _sentence(error)
+        named = sentence if str(source) in sentence else f"{source}: {sentence}"
+        print(f"segzoo: skipped: {named}", file=sys.stderr)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    _check_outputs(args)
+    model_only = {"--weights": args.weights, "--device": args.device, "--precision": args.precision}
+    model_only["--batch-size"] = args.batch_size
+    if given := [name for name, value in model_only.items() if value is not None and args.model is None]:
+        raise ValueError(f"{given[0]} is for a model to predict with: give --model, too")
+    from segzoo.inference import evaluate
+
+    options = _evaluate_options(args)
+    model: Predictor | None = None
+    if args.model is None:
+        _open_as_asked(args)
+    else:
+        for path in (args.predictions, args.masks):  # a model takes time to load
+            if not path or not Path(path).exists():
+                raise FileNotFoundError(f"there is no folder or picture {path}")
+        args.device, args.precision = args.device or "auto", args.precision or "auto"
+        args.batch_size, args.min_max = 1 if args.batch_size is None else args.batch_size, False
+        model = _predictor(args)
+    found = evaluate(
+        args.predictions,
+        args.masks,
+        model=model,
+        boundary=args.boundary,
+        resize=args.resize,
+        recursive=args.recursive,
+        workers=args.workers,
+        progress=not args.quiet,
+        **options,
+    )
+    if args.weights:
+        found.settings |= {"model": args.model, "weights": args.weights}
+    _name_failed(found.failed)
+    pictures = "picture" if args.model else "prediction"
+    _name_unmatched(found.unmatched_predictions, "mask")
+    _name_unmatched(found.unmatched_masks, pictures)
+    for path, text, write in (
+        (args.json, found.to_json, found.write_json),
+        (args.csv, found.to_csv, found.write_csv),
+    ):
+        if path == "-":
+            print(text(), end="")
+        elif path:
+            write(path)
+    if "-" not in (args.json, args.csv):
+        print(found.table())
+    return _DONE if found.complete else _SOME_FAILED
+
+
+def _evaluate_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that the library has defaults of its own for."""
+    options: dict[str, Any] = {"num_classes": args.num_classes}
+    if args.no_normalize:
+        options["normalize"] = False
+    if args.classes is not None:
+        options["class_names"] = [name.strip() for name in args.classes.split(",")]
+    if args.ignore_index is not None:
+        try:
+            options["ignore_index"] = None if args.ignore_index == "none" else int(args.ignore_index)
+        except ValueError:
+            raise ValueError(f"--ignore-index is {args.ignore_index!r}, expected a label or none") from None
+    for name in ("protocol", "tolerance"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    return options
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse now what could not be written after the work."""
+    from segzoo._files import check_writable
+
+    paths = [path for path in (args.json, args.csv) if path is not None]
+    for path in paths:
+        if path != "-":
+            check_writable(path)
+        elif sys.stdout is None:
+            raise ValueError("standard output is closed")
+    if len(paths) == 2 and (paths[0] == paths[1] or Path(paths[0]).resolve() == Path(paths[1]).resolve()):
+        raise ValueError(f"--json and --csv are both {paths[0]}: give each a file of its own")
+
+
+def _name_unmatched(paths: Sequence[Path], partner: str) -> None:
+    for path in paths[:_MOST_NAMED]:
+        print(f"segzoo: skipped: {path} has no {partner}", file=sys.stderr)
+    if (rest := len(paths) - _MOST_NAMED) > 0:
+        print(f"segzoo: skipped: {rest:,} more have no {partner} (--json names them)", file=sys.stderr)
 
 
 def _list(args: argparse.Namespace) -> int:

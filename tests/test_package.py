@@ -59,7 +59,8 @@ def test_every_layer_knows_only_those_below() -> None:
         "weights": {"_errors", "_files"},
         "registry": {"_errors", "weights"},
         "models": {"_errors", "ops", "layers", "encoders", "weights", "registry"},
-        "inference": {"_errors", "_files", "ops", "layers", "weights", "registry", "models"},
+        "metrics": {"_errors", "_files", "ops"},
+        "inference": {"_errors", "_files", "ops", "layers", "weights", "registry", "models", "metrics"},
     }
     offline_tools = {"segzoo/weights/calibrate.py"}  # its main() makes the bundled file with the whole library
     for path in (ROOT / "segzoo").rglob("*.py"):
@@ -81,7 +82,7 @@ def test_readme_commands_are_the_ones_ci_runs_and_its_links_lead_somewhere() -> 
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/models.md", "docs/losses.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/models.md", "docs/losses.md", "docs/metrics.md"])
 def test_python_of_the_documents_runs(document: str) -> None:
     """Every Python block, in order, in the repository's folder."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)

@@ -93,7 +93,10 @@ def predict_folder(
 
     report = FolderReport()
     sources: list[PictureLike] = list(plan)
-    with _bar(len(plan), progress) as bar, ThreadPoolExecutor(workers, thread_name_prefix="segzoo-encode") as encoders:
+    with (
+        progress_bar(len(plan), progress) as bar,
+        ThreadPoolExecutor(workers, thread_name_prefix="segzoo-encode") as encoders,
+    ):
         waiting: deque[tuple[Path, Future[None]]] = deque()
         for source, outcome in zip(plan, predictor.stream(sources, workers=workers, errors="return")):
             if isinstance(outcome, Exception):
@@ -124,7 +127,7 @@ def _plan(
     """Which file becomes which, decided before any is written."""
     if isinstance(pictures, (str, os.PathLike)):
         folder = Path(pictures)
-        relative = _pictures_in(folder, destination, recursive)
+        relative = pictures_in(folder, destination, recursive)
         if folder.resolve() == destination.resolve():
             raise ValueError(f"the results would lie among the pictures in {folder}: choose another folder")
         if not relative:
@@ -151,7 +154,7 @@ def _plan(
     return dict(zip(sources, targets))
 
 
-def _pictures_in(folder: Path, destination: Path, recursive: bool) -> list[Path]:
+def pictures_in(folder: Path, destination: Path, recursive: bool) -> list[Path]:
     """Picture files by their endings, relative to the folder, sorted; hidden files and the results are left out."""
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -176,7 +179,7 @@ def _pictures_in(folder: Path, destination: Path, recursive: bool) -> list[Path]
     return sorted(found)
 
 
-def _bar(total: int, show: bool) -> Any:
+def progress_bar(total: int, show: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, unit=" pictures", disable=None if show else True)  # None: only on a terminal

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from segzoo._errors import unknown_name
-from segzoo._files import write_whole
+from segzoo._files import check_writable, write_whole
 
 __all__ = ["Picture", "PictureLike", "image_format", "read_picture", "save_image"]
 
@@ -101,7 +101,7 @@ def _from_file(source: str | os.PathLike[str] | IO[bytes], name: object, in_chan
             raise ValueError(f"{name} is a folder, expected a picture (segzoo.inference.predict_folder takes folders)")
         if not path.exists():
             raise FileNotFoundError(f"there is no picture {name}")
-    with _one_sentence(name), Image.open(source) as image:
+    with one_sentence(name), Image.open(source) as image:
         return _decode(image, name, in_channels)
 
 
@@ -111,13 +111,13 @@ def _decode(image: Image.Image, name: object, in_channels: int) -> Picture:
     if in_channels not in (1, 3):
         shapes = f"an array [H, W, {in_channels}] or a tensor [{in_channels}, H, W]"
         raise PictureError(f"{name}: this model takes {in_channels} bands; pass {shapes}")
-    with _one_sentence(name):
+    with one_sentence(name):
         image.load()
-        return _from_image(_upright(image), in_channels)
+        return _from_image(upright(image), in_channels)
 
 
 @contextlib.contextmanager
-def _one_sentence(name: object) -> Iterator[None]:
+def one_sentence(name: object) -> Iterator[None]:
     """Whatever Pillow's openers and decoders raise on bad bytes, as one ValueError that names the picture."""
     try:
         yield
@@ -145,7 +145,7 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing about the pixels
@@ -296,17 +296,7 @@ def check_output(path: str | os.PathLike[str], mode: str) -> None:
         OSError: If the folder is not there, or a file in it cannot be written.
     """
     format_for(mode, path)
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, expected a file to write")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
-    real = Path(os.path.realpath(path))
-    if not real.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: it leads to {real}, and there is no such folder")
-    # The folder too: a file takes its place whole, which is a change of the folder.
-    if not os.access(real.parent, os.W_OK) or (real.exists() and not os.access(real, os.W_OK)):
-        raise PermissionError(f"{path} cannot be written: permission denied")
+    check_writable(path)
 
 
 def format_for(mode: str, path: str | os.PathLike[str]) -> str:

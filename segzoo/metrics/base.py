@@ -81,7 +81,7 @@ class Metric(ABC):
         for name, count in other._counts.items():
             self._counts[name] = self._counts[name] + count.to(self._counts[name].device)
         for name, rows in other._rows.items():
-            self._rows[name] = self._rows[name] + rows
+            self._rows[name] += list(rows)
         return self
 
     def sync(self, group: dist.ProcessGroup | None = None) -> Self:

@@ -1,0 +1,96 @@
+"""Which prediction belongs to which mask: files by their names."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segzoo.inference.folder import pictures_in
+
+__all__ = ["Pair", "Pairs", "natural_key", "pair_files"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction (or a picture to predict) and its mask, under the name they share."""
+
+    name: str
+    prediction: Path
+    mask: Path
+
+
+@dataclass
+class Pairs:
+    """What was found: pairs in natural order, and the files that have no partner."""
+
+    pairs: list[Pair]
+    lonely_predictions: list[Path] = field(default_factory=list)
+    lonely_masks: list[Path] = field(default_factory=list)
+
+
+def pair_files(
+    predictions: str | os.PathLike[str], masks: str | os.PathLike[str], *, recursive: bool, what: str = "prediction"
+) -> Pairs:
+    """Pair the files of two folders by their paths in them without the ending; or two files, whatever their names.
+
+    Args:
+        predictions: A folder, or a file.
+        masks: The same.
+        recursive: Whether folders in the folders are followed.
+        what: What ``predictions`` are, for messages.
+
+    Raises:
+        FileNotFoundError: Something is not there.
+        ValueError: A file and a folder, a name twice in one folder, or no pair.
+    """
+    if "" in (os.fspath(predictions), os.fspath(masks)):
+        raise ValueError(f"a path is empty: expected a folder of {what}s and one of masks, or a {what} and its mask")
+    first, second = Path(predictions), Path(masks)
+    for path, kind in ((first, what), (second, "mask")):
+        if not path.exists():
+            raise FileNotFoundError(f"there is no folder or {kind} {path}")
+    if first.is_dir() != second.is_dir():
+        words = ["folder" if path.is_dir() else "file" for path in (first, second)]
+        raise ValueError(f"{first} is a {words[0]} and {second} a {words[1]}, expected two folders or two files")
+    if not first.is_dir():
+        return Pairs([Pair(first.stem, first, second)])
+    mine, theirs = _by_name(first, recursive), _by_name(second, recursive)
+    names = sorted(mine.keys() | theirs.keys(), key=natural_key)
+    both = [name for name in names if name in mine and name in theirs]
+    if not both:
+        one, other = (min(files, key=natural_key) for files in (mine, theirs))
+        raise ValueError(
+            f"no {what} has the name of a mask: {mine[one]} and {theirs[other]}, for example, would both have to be "
+            f"called {other!r}, whatever their endings"
+        )
+    return Pairs(
+        [Pair(name, mine[name], theirs[name]) for name in both],
+        [mine[name] for name in names if name not in theirs],
+        [theirs[name] for name in names if name not in mine],
+    )
+
+
+def natural_key(name: str) -> tuple[str | int, ...]:
+    """To sort as people count.
+
+    Examples:
+        >>> sorted(["b10", "b9", "a"], key=natural_key)
+        ['a', 'b9', 'b10']
+    """
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name)))
+
+
+def _by_name(folder: Path, recursive: bool) -> dict[str, Path]:
+    """The pictures of a folder by their paths in it, without the ending."""
+    found: dict[str, Path] = {}
+    for path in pictures_in(folder, folder, recursive):
+        name = path.with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"{found[name]} and {folder / path} have one name: which of them is {name!r}?")
+        found[name] = folder / path
+    if not found:
+        deeper = not recursive and any(path.is_dir() for path in folder.iterdir())
+        raise ValueError(f"there is no picture in the folder {folder}{'; recursive follows its folders' * deeper}")
+    return found
