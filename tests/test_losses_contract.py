@@ -228,7 +228,7 @@ def test_compiled_is_eager(case: Case) -> None:
     [
         Case("CrossEntropyLoss", "multiclass"),
         Case("DiceLoss", "multiclass", {"per_image": True}),
-        Case("LovaszLoss", "multiclass", {"per_image": True}),
+        pytest.param(Case("LovaszLoss", "multiclass", {"per_image": True}), marks=pytest.mark.slow),
         pytest.param(Case("HybridSaliencyLoss", "binary"), marks=pytest.mark.slow),
     ],
     ids=str,

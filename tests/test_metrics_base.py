@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segzoo.metrics import BoundaryMetrics, Metric, SaliencyMetrics, SegmentationMetrics
-from segzoo.metrics.base import add_fixed, exact_mean, fixed_mean, fixed_zeros
+from segzoo.metrics.base import add_fixed, carry_fixed, exact_mean, fixed_mean, fixed_zeros
 
 METRICS = (SaliencyMetrics, BoundaryMetrics, lambda: SegmentationMetrics(3))
 
@@ -42,7 +42,9 @@ def test_fixed_sums_of_many_carry_and_may_be_added_up() -> None:
     total = fixed_zeros(2)
     for _ in range(5000):
         add_fixed(total, torch.tensor([1.0, 0.999], dtype=torch.float64))
-    doubled = fixed_mean(total + total, 10000)
+    total += total
+    carry_fixed(total)
+    doubled = fixed_mean(total, 10000)
     assert doubled.tolist() == pytest.approx([1.0, 0.999], abs=1e-15)
     assert exact_mean(torch.tensor([0.1] * 10, dtype=torch.float64)) == 0.1
     assert math.isnan(exact_mean(torch.zeros(0)))
@@ -131,6 +133,24 @@ def test_merging_is_associative(make: Any) -> None:
     same(left.compute(), right.compute())
     same(left.compute(), part(0, 1, 2).compute())
     same(part(2).merge(part(1, 0)).compute(), left.compute())
+
+
+def test_more_pictures_than_a_sum_without_carries_could_hold() -> None:
+    one, many = (SaliencyMetrics(measures="f_measure") for _ in range(2))
+    rng = np.random.default_rng(0)
+    prediction, mask = rng.integers(0, 256, (4, 4)).astype(np.uint8), rng.random((4, 4)) < 0.5
+    one.update(prediction, mask)
+    for _ in range(50):
+        many.update(prediction, mask)
+        assert many._counts["curves"][1].max() < 2**52  # or 2000 more would not fit
+    expected = one.compute()
+    assert (many.compute()["f_curve"] - expected["f_curve"]).abs().max() < 1e-15
+    for _ in range(13):
+        other = SaliencyMetrics(measures="f_measure")
+        other.load_state_dict(one.state_dict())
+        one.merge(other)
+    assert one.compute()["pictures"] == 2**13
+    assert torch.equal(one.compute()["precision"], expected["precision"])
 
 
 @pytest.mark.parametrize("make", METRICS)

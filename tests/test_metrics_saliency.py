@@ -441,7 +441,7 @@ def on_ecssd(data: Path, numbers: range) -> None:
 
 @pytest.mark.data
 def test_pysod_on_some_of_ecssd(data: Path) -> None:
-    on_ecssd(data, range(3, 1001, 150))
+    on_ecssd(data, range(3, 1001, 300))
 
 
 @pytest.mark.data

@@ -16,7 +16,7 @@ from segzoo._errors import some_of
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Metric", "add_fixed", "exact_mean", "fixed_mean", "fixed_zeros"]
+__all__ = ["Metric", "add_fixed", "carry_fixed", "exact_mean", "fixed_mean", "fixed_zeros"]
 
 
 class Metric(ABC):
@@ -27,6 +27,9 @@ class Metric(ABC):
     pictures are dealt to batches, metrics or processes: `merge` is associative and `sync` gives the same digits as one
     process that saw everything. No picture is kept.
     """
+
+    _fixed: tuple[str, ...] = ()
+    """The counts that are exact sums of real numbers, see `add_fixed`."""
 
     def __init__(self, **settings: Any) -> None:
         """``settings`` are what two metrics must have in common to be merged; they go into `state_dict`.
@@ -80,6 +83,7 @@ class Metric(ABC):
             metric._open_for("merge")
         for name, count in other._counts.items():
             self._counts[name] = self._counts[name] + count.to(self._counts[name].device)
+        self._carry()
         for name, rows in other._rows.items():
             self._rows[name] += list(rows)
         return self
@@ -106,6 +110,7 @@ class Metric(ABC):
             total = count.to(device, copy=True)
             dist.all_reduce(total, group=group)
             self._counts[name] = total.to(count.device)
+        self._carry()
         for name, rows in self._rows.items():
             self._rows[name] = [_gathered(torch.cat([part.cpu() for part in rows]).to(device), group).cpu()]
         self._synced = True
@@ -142,6 +147,10 @@ class Metric(ABC):
         """The rows of this name, of all pictures, on the CPU."""
         self._rows[name] = [torch.cat([part.cpu() for part in self._rows[name]])]
         return self._rows[name][0]
+
+    def _carry(self) -> None:
+        for name in self._fixed:
+            carry_fixed(self._counts[name])
 
     def _open_for(self, what: str) -> None:
         if self._synced:
@@ -201,13 +210,16 @@ def fixed_zeros(*shape: int) -> Tensor:
 def add_fixed(total: Tensor, values: Tensor) -> None:
     """Add float64 values of less than 1024, rounded to 2**-52, to an exact sum."""
     total[1] += (values * 2.0**_BITS).round_().long()
+    carry_fixed(total)
+
+
+def carry_fixed(total: Tensor) -> None:
+    """Make an exact sum that others were added to, up to 2000 of them, ready for more."""
     total[0] += total[1] >> _BITS
     total[1] &= 2**_BITS - 1
 
 
 def fixed_mean(total: Tensor, count: int) -> Tensor:
-    """An exact sum, divided by the number of its terms; NaN of none. Sums of sums are welcome."""
-    whole = total[0] + (total[1] >> _BITS)
-    rest = total[1] & (2**_BITS - 1)
-    total = whole.double() + rest.double() / 2.0**_BITS
-    return total.div_(count if count else math.nan)
+    """An exact sum, divided by the number of its terms; NaN of none."""
+    exact = total[0].double() + total[1].double() / 2.0**_BITS
+    return exact.div_(count if count else math.nan)

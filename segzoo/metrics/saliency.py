@@ -110,6 +110,8 @@ class SaliencyMetrics(Metric):
         0.09375
     """
 
+    _fixed = ("curves",)
+
     def __init__(
         self,
         protocol: str = "pysod",
@@ -159,6 +161,7 @@ class SaliencyMetrics(Metric):
             rows[i] = [row.get(name, math.nan) for name in _ROW]
             add_fixed(curves, torch.from_numpy(curve))
         self._counts["curves"] += curves
+        self._carry()
         self._rows["pictures"].append(torch.from_numpy(rows))
 
     def compute(self) -> dict[str, Any]:
