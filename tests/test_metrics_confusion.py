@@ -408,7 +408,7 @@ def test_errors_say_where(rng: np.random.Generator) -> None:
     mask = torch.tensor([[0, 255]])
     with pytest.raises(ValueError, match=r"^target\[0, 1\] is 255, expected 0 … 1: divide by 255$"):
         binary.update(mask > 0, mask)
-    with pytest.raises(ValueError, match=r"^prediction\[0, 1\] is 255, expected 0 … 1$"):
+    with pytest.raises(ValueError, match=r"^prediction\[0, 1\] is 255, expected 0 … 1: divide by 255$"):
         binary.update(mask, mask > 0)
     with pytest.raises(
         ValueError, match=r"^prediction\[0, 0, 0, 1\] is 2.5, expected probabilities 0 … 1, or from_logits=True"
@@ -630,3 +630,21 @@ def test_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         example().plot()
+
+
+def test_odd_arrays_are_taken_as_they_are() -> None:
+    labels, target = np.array([[[0, 1], [1, 1]]]), np.array([[[0, 1], [0, 1]]])
+    expected = values_of(torch.from_numpy(labels), torch.from_numpy(target), 2)
+    for view in (lambda a: a[::-1], lambda a: a.astype(">i4"), lambda a: a.astype(np.uint64), np.asfortranarray):
+        metric = SegmentationMetrics(2)
+        metric.update(view(labels), view(target))
+        assert_identical(metric.compute(), expected)
+    binary = SegmentationMetrics(1)
+    binary.update(labels, target.astype(np.float32))
+    assert torch.equal(binary.compute()["confusion_matrix"], expected["confusion_matrix"])
+    with pytest.raises(ValueError, match="target\\[0, 0, 0\\] is 0.25, expected 0 … 1"):
+        SegmentationMetrics(1).update(labels, target + 0.25)
+    with pytest.raises(ValueError, match="target\\[0, 0, 0\\] is"):
+        SegmentationMetrics(2, ignore_index=-1).update(labels, np.full_like(target, -1).astype(np.uint64))
+    with pytest.raises(TypeError, match="target is <U21, expected bool, integers or floating point"):
+        SegmentationMetrics(2).update(labels, target.astype(str))

@@ -15,13 +15,13 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from scipy import ndimage
 
 import segzoo
 from segzoo.metrics import SaliencyMetrics, _weighted_f
 from segzoo.metrics._saliency_measures import Levels
 
 pysod = pytest.importorskip("py_sod_metrics")
+ndimage = pytest.importorskip("scipy.ndimage")
 
 SCALARS = ("mae", "max_f", "mean_f", "adaptive_f", "weighted_f", "s_measure", "max_e", "mean_e", "adaptive_e")
 
@@ -177,7 +177,7 @@ def test_one_pixel_and_empty_quadrants_have_an_answer() -> None:
 def test_nothing_seen_is_nan() -> None:
     result = SaliencyMetrics().compute()
     assert result["pictures"] == 0
-    assert all(math.isnan(result[name]) for name in SCALARS)
+    assert all(math.isnan(result[name]) for name in (*SCALARS, "max_f_threshold"))
 
 
 def test_paper_takes_f_of_the_mean_curves(rng: np.random.Generator) -> None:
@@ -275,6 +275,64 @@ def test_batches_lists_and_single_pictures_are_bit_for_bit_the_same(rng: np.rand
     alone = SaliencyMetrics()
     alone.update(predictions[0], masks[0])
     assert flipped.compute()["weighted_f"] == alone.compute()["weighted_f"]
+
+
+def test_pictures_of_pil_are_read_by_their_colours() -> None:
+    square = np.zeros((20, 30), np.uint8)
+    square[5:15, 5:15] = 255
+    grey = Image.fromarray(square)
+    for picture in (grey, grey.convert("1"), grey.convert("P", palette=Image.Palette.ADAPTIVE, colors=2)):
+        metrics = SaliencyMetrics()
+        metrics.update(picture, picture)
+        assert metrics.compute()["mae"] == 0 and metrics.compute()["pictures"] == 1
+    with pytest.raises(ValueError, match=r"prediction is a picture of mode RGB, expected grey of 8 bits: .convert"):
+        SaliencyMetrics().update(grey.convert("RGB"), grey.convert("RGB"))
+
+
+def test_views_and_modes_that_torch_is_particular_about(rng: np.random.Generator) -> None:
+    prediction, mask = blob(rng, 20, 30)
+    expected = SaliencyMetrics()
+    expected.update(prediction, mask)
+    with torch.inference_mode():
+        made_there = SaliencyMetrics()
+    flipped = SaliencyMetrics()
+    flipped.update(prediction[None][::-1], (mask > 128)[None][::-1])
+    made_there.update(prediction, mask)
+    with torch.device("meta"):
+        elsewhere = SaliencyMetrics()
+        elsewhere.update(prediction, mask)
+    for metrics in (made_there, flipped, elsewhere):
+        assert metrics.compute()["weighted_f"] == expected.compute()["weighted_f"]
+        assert torch.equal(metrics.compute()["f_curve"], expected.compute()["f_curve"])
+
+
+def test_the_adaptive_threshold_in_a_tie_is_rounded_as_the_reference_rounds_it() -> None:
+    """Half 0, half c: twice the mean is c, or a little beside it."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        shape = (int(rng.integers(1, 12)), 2 * int(rng.integers(1, 12)))
+        prediction = np.zeros(shape[0] * shape[1], np.uint8)
+        prediction[rng.permutation(prediction.size)[: prediction.size // 2]] = rng.integers(1, 255)
+        prediction, mask = prediction.reshape(shape), rng.random(shape) < 0.5
+        metrics, reference = SaliencyMetrics(normalize=False), Reference()
+        metrics.update(prediction, mask)
+        reference.add(prediction / 255, mask, False)
+        agree({**metrics.compute()}, {name: reference.results()[name] for name in ("adaptive_f", "adaptive_e")})
+
+
+@pytest.mark.parametrize("opencv", [True, False])
+def test_errors_far_away_weigh_two(opencv: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to where the weight is 2 to the last bit, and far beyond where a squared distance fits into 32 bits."""
+    if not opencv:
+        monkeypatch.setattr(_weighted_f, "_opencv", lambda: None)
+    for width, tolerance in ((400, 1e-15), (60000, 1e-15)):
+        prediction, mask = np.zeros((1, width)), np.zeros((1, width), bool)
+        mask[0, 0] = prediction[0, 0] = True
+        prediction[0, [100, 120, 170, 200, -1]] = 1e-9, 1e-9, 1e-9, 1e-9, 1.0
+        metrics = SaliencyMetrics(normalize=False, measures="weighted_f")
+        metrics.update(prediction, mask)
+        false = sum(1e-9 * (2 - 0.5 ** (d / 5)) for d in (100, 120, 170, 200)) + 2 - 0.5 ** ((width - 1) / 5)
+        assert metrics.compute()["weighted_f"] == pytest.approx(2 / (2 + false), abs=tolerance)
 
 
 def test_half_precision_and_gradients_are_taken_as_they_are(rng: np.random.Generator) -> None:
@@ -392,10 +450,15 @@ SIZE = np.zeros((3, 4), np.uint8)
     [
         (SIZE, SIZE.T, ValueError, r"prediction is \[3, 4\] and its mask \[4, 3\]: resize the prediction to the mask"),
         (np.full((2, 2), np.nan), SIZE[:2, :2], ValueError, r"prediction\[0, 0\] is nan, expected 0 … 1"),
-        (np.array([[0.5, 40.0]]), SIZE[:1, :2], ValueError, r"prediction\[0, 1\] is 40, expected 0 … 1: divide by 255"),
+        (
+            np.array([[0.5, 40.0]]),
+            SIZE[:1, :2],
+            ValueError,
+            r"prediction\[0, 1\] is 40.0, expected 0 … 1: divide by 255",
+        ),
         (np.array([[-3.0, 2.0]]), SIZE[:1, :2], ValueError, "these look like logits, take their sigmoid"),
         (SIZE.astype(np.int64), SIZE, TypeError, "prediction is int64, expected uint8"),
-        (SIZE, SIZE - 2.0, ValueError, r"mask\[0, 0\] is -2, expected 0 … 1"),
+        (SIZE, SIZE - 2.0, ValueError, r"mask\[0, 0\] is -2.0, expected 0 … 1"),
         (SIZE, SIZE.astype(np.int32) + 300, ValueError, r"mask\[0, 0\] is 300, expected 0 … 255"),
         (SIZE[None, None, None], SIZE, ValueError, r"prediction is \[1, 1, 1, 3, 4\], expected \[H, W\]"),
         (np.stack([SIZE, SIZE]), SIZE, ValueError, "there are 2 predictions and 1 masks"),

@@ -38,11 +38,13 @@ def label_maps(prediction: Any, target: Any, num_classes: int, threshold: float,
         from_logits: Whether one channel holds logits.
     """
     prediction, target = _tensor(prediction, "prediction"), _tensor(target, "target")
-    if target.is_floating_point():
+    if target.is_floating_point() and num_classes > 1:
         raise TypeError(f"target is {target.dtype}, expected bool or integers")
     if prediction.device != target.device:
         raise ValueError(f"prediction is on {prediction.device}, target is on {target.device}: move one to the other")
     truth = _pictures(target, "target")
+    if truth.is_floating_point():  # what is no whole number is no label
+        truth = torch.where(truth == truth.round(), truth, 2.0**31).clamp_(-(2**31), 2**31).long()
     if prediction.is_floating_point() and num_classes > 1:
         scores = prediction.unsqueeze(0) if prediction.ndim == 3 else prediction
         if scores.ndim != 4 or scores.shape[1] != num_classes:
@@ -65,16 +67,24 @@ def label_maps(prediction: Any, target: Any, num_classes: int, threshold: float,
         labels.masked_fill_(highest.isnan(), -1)
     else:
         labels = _above(scores, threshold, from_logits)
-    labels, truth = (maps.to(_WIDER.get(maps.dtype, maps.dtype)) for maps in (labels, truth))
+    labels, truth = _wider(labels), _wider(truth)
     if truth.device.type == "mps":  # it has no float64 to go on with
         labels, truth = labels.cpu(), truth.cpu()
     return LabelMaps(labels, truth, prediction, target)
 
 
+def _wider(labels: Tensor) -> Tensor:
+    """Labels in a dtype that can be computed with; what is beyond int64 is out of any range."""
+    wide = labels.to(_WIDER.get(labels.dtype, labels.dtype))
+    return wide.masked_fill_(wide < 0, 2**62) if labels.dtype == torch.uint64 else wide
+
+
 def _tensor(values: Any, name: str) -> Tensor:
     if isinstance(values, np.ndarray):
-        values = values.astype(values.dtype.newbyteorder("="), order="C", copy=not values.flags.writeable)
-        values = torch.from_numpy(values)
+        if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+            raise TypeError(f"{name} is {values.dtype}, expected bool, integers or floating point of up to 64 bits")
+        odd = not values.flags.writeable or min(values.strides, default=0) < 0
+        values = torch.from_numpy(values.astype(values.dtype.newbyteorder("="), order="C", copy=odd))
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} is a {type(values).__name__}, expected a tensor or a NumPy array")
     if values.is_complex():
@@ -182,7 +192,7 @@ def first_stray(maps: LabelMaps, classes: int, ignore_index: int | None, num_cla
     if wrong.any():
         given = maps.given_target
         index = wrong.reshape(given.shape).nonzero()[0].tolist()
-        value = int(target.reshape(given.shape)[tuple(index)])
+        value = given[tuple(index)].item()
         ignored = "" if ignore_index is None else f" or ignore_index {ignore_index}"
         hint = ": divide by 255" if num_classes == 1 and value == 255 else ""
         return ValueError(f"target{index} is {value}, expected 0 … {classes - 1}{ignored}{hint}")
@@ -193,7 +203,8 @@ def first_stray(maps: LabelMaps, classes: int, ignore_index: int | None, num_cla
     if not given.is_floating_point():
         index = wrong.reshape(given.shape).nonzero()[0].tolist()
         value = int(given[tuple(index)])
-        return ValueError(f"prediction{index} is {value}, expected 0 … {classes - 1}")
+        hint = ": divide by 255" if num_classes == 1 and value == 255 else ""
+        return ValueError(f"prediction{index} is {value}, expected 0 … {classes - 1}{hint}")
     if num_classes > 1:
         n, y, x = wrong.nonzero()[0].tolist()
         where = f"{n}, :, {y}, {x}" if given.ndim == 4 else f":, {y}, {x}"

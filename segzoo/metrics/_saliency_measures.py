@@ -171,7 +171,7 @@ def adaptive_counts(
 def _counts(codes: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
     """How often each of 512 codes occurs; twice as fast as NumPy's, which makes int64 of them first."""
     flat = torch.from_numpy(codes.view(np.int16).reshape(-1))
-    counts = torch.zeros(512, dtype=torch.int64)
+    counts = torch.zeros(512, dtype=torch.int64, device="cpu")
     for part in flat.split(2**15 - 64):  # for more, torch takes several threads, which then stay in OpenCV's way
         counts += torch.bincount(part, minlength=512)
     return counts.numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -143,7 +144,8 @@ def _one_way(points: Points, sites: Points, aspect: float, size: tuple[int, int]
     if len(left):
         rest = points.take(left)
         cheap = len(rest) * len(sites) <= _MAP_COST * size[0] * size[1]
-        squares[left] = _by_pairs(rest, sites, aspect, size)[0] if cheap else _by_map(rest, sites, aspect, size)
+        search = _by_tree if _tree() is not None else _by_map
+        squares[left] = _by_pairs(rest, sites, aspect, size)[0] if cheap else search(rest, sites, aspect, size)
     return squares
 
 
@@ -225,9 +227,27 @@ def _by_pairs(
     return there, back.astype(np.float64)
 
 
+@functools.lru_cache(maxsize=1)
+def _tree() -> Any:
+    """SciPy's k-d tree, if SciPy is installed: for many points that are far apart it is many times faster."""
+    try:
+        from scipy.spatial import KDTree
+    except ImportError:
+        return None
+    return KDTree
+
+
+def _by_tree(points: Points, sites: Points, aspect: float, size: tuple[int, int]) -> NDArray[np.float64]:
+    """The least squares of the points, from a tree of the sites."""
+    places = [np.stack((some.y, some.x * aspect**0.5), 1) for some in (sites, points)]
+    nearest = _tree()(places[0]).query(places[1])[1]
+    square: NDArray[np.float64] = (sites.y[nearest] - points.y) ** 2 + aspect * (sites.x[nearest] - points.x) ** 2.0
+    return square
+
+
 def _by_map(points: Points, sites: Points, aspect: float, size: tuple[int, int]) -> NDArray[np.float64]:
     """The least squares of the points, from the distance map of the sites."""
-    mask = torch.zeros(size, dtype=torch.bool)
+    mask = torch.zeros(size, dtype=torch.bool, device="cpu")
     mask[torch.from_numpy(sites.y), torch.from_numpy(sites.x)] = True
     _, nearest = distance_to(mask, spacing=(1.0, aspect**0.5), return_indices=True)
     y, x = nearest.numpy()[:, points.y, points.x]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from segzoo._errors import some_of
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Metric", "add_fixed", "carry_fixed", "exact_mean", "fixed_mean", "fixed_zeros"]
+__all__ = ["Metric", "exact_mean", "fixed", "fixed_mean", "fixed_zeros"]
 
 
 class Metric(ABC):
@@ -27,9 +27,6 @@ class Metric(ABC):
     pictures are dealt to batches, metrics or processes: `merge` is associative and `sync` gives the same digits as one
     process that saw everything. No picture is kept.
     """
-
-    _fixed: tuple[str, ...] = ()
-    """The counts that are exact sums of real numbers, see `add_fixed`."""
 
     def __init__(self, **settings: Any) -> None:
         """``settings`` are what two metrics must have in common to be merged; they go into `state_dict`.
@@ -58,7 +55,7 @@ class Metric(ABC):
         """Forget all pictures."""
         self._counts, widths = self._start()
         self._rows = {
-            name: [torch.zeros((0,) if width is None else (0, width), dtype=torch.float64)]
+            name: [torch.zeros((0,) if width is None else (0, width), dtype=torch.float64, device="cpu")]
             for name, width in widths.items()
         }
         self._synced = False
@@ -79,11 +76,11 @@ class Metric(ABC):
         if type(other) is not type(self):
             raise ValueError(f"{type(self).__name__} merges with its like, got {type(other).__name__}")
         self._same_settings(other._settings, "the metric to merge")
-        for metric in (self, other):
-            metric._open_for("merge")
+        self._open_for("merge")
+        if other._synced:
+            raise RuntimeError("the metric to merge holds what all processes have seen, this one's pictures among them")
         for name, count in other._counts.items():
             self._counts[name] = self._counts[name] + count.to(self._counts[name].device)
-        self._carry()
         for name, rows in other._rows.items():
             self._rows[name] += list(rows)
         return self
@@ -101,19 +98,28 @@ class Metric(ABC):
 
         Returns:
             This metric, for ``metric.sync().compute()``.
+
+        Raises:
+            ValueError: The processes' metrics have different settings.
         """
         if self._synced or not (dist.is_available() and dist.is_initialized()):
             return self
+        mine = repr(self)
+        everyone: list[str] = [""] * dist.get_world_size(group)
+        dist.all_gather_object(everyone, mine, group=group)
+        for rank, other in enumerate(everyone):
+            if other != mine:
+                raise ValueError(f"process {rank} has {other}, this one has {mine}: all need the same settings")
         nccl = dist.get_backend(group) == "nccl"
         device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        counts, rows = {}, {}
         for name, count in self._counts.items():
             total = count.to(device, copy=True)
             dist.all_reduce(total, group=group)
-            self._counts[name] = total.to(count.device)
-        self._carry()
-        for name, rows in self._rows.items():
-            self._rows[name] = [_gathered(torch.cat([part.cpu() for part in rows]).to(device), group).cpu()]
-        self._synced = True
+            counts[name] = total.to(count.device)
+        for name, parts in self._rows.items():
+            rows[name] = [_gathered(torch.cat([part.cpu() for part in parts]).to(device), group).cpu()]
+        self._counts, self._rows, self._synced = counts, rows, True
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,10 +140,15 @@ class Metric(ABC):
         expected = {"settings", "counts", "rows", "synced"}
         if not isinstance(state, Mapping) or set(state) != expected:
             keys = some_of([str(key) for key in state]) if isinstance(state, Mapping) else type(state).__name__
-            raise ValueError(f"this is no state of a metric: it has {keys}, expected {', '.join(sorted(expected))}")
+            wanted = ", ".join(sorted(expected))
+            raise ValueError(f"this is no state of a metric: it has {keys or 'nothing'}, expected {wanted}")
         self._same_settings(state["settings"], "the state to load")
         counts, widths = self._start()
-        if set(state["counts"]) != set(counts) or set(state["rows"]) != set(widths):
+        shapes = {name: (torch.int64, count.shape) for name, count in counts.items()}
+        rows = {name: (torch.float64, () if width is None else (width,)) for name, width in widths.items()}
+        fits = set(state["counts"]) == set(shapes) and set(state["rows"]) == set(rows)
+        fits = fits and all(_is(state["counts"][name], *kind) for name, kind in shapes.items())
+        if not fits or not all(_is(state["rows"][name], *kind, rows=True) for name, kind in rows.items()):
             raise ValueError(f"this is the state of another metric than {type(self).__name__}")
         self._counts = {name: state["counts"][name].to(count.device, copy=True) for name, count in counts.items()}
         self._rows = {name: [state["rows"][name].clone()] for name in widths}
@@ -147,10 +158,6 @@ class Metric(ABC):
         """The rows of this name, of all pictures, on the CPU."""
         self._rows[name] = [torch.cat([part.cpu() for part in self._rows[name]])]
         return self._rows[name][0]
-
-    def _carry(self) -> None:
-        for name in self._fixed:
-            carry_fixed(self._counts[name])
 
     def _open_for(self, what: str) -> None:
         if self._synced:
@@ -165,6 +172,12 @@ class Metric(ABC):
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
         return f"{type(self).__name__}({settings})"
+
+
+def _is(value: object, dtype: torch.dtype, shape: Sequence[int], *, rows: bool = False) -> bool:
+    if not isinstance(value, Tensor) or value.dtype != dtype:
+        return False
+    return list(value.shape[1:] if rows and value.ndim else value.shape) == list(shape)
 
 
 def _gathered(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -190,36 +203,34 @@ def exact_mean(values: Tensor) -> float:
     return math.fsum(values.tolist()) / len(values) if len(values) else math.nan
 
 
-# Sums of real numbers that are exact, so that they are associative: whole numbers of 2**-52, those below 1 apart.
-_BITS = 52
+# Sums of real numbers that are exact, so that they are associative: whole numbers of 2**-26, and what is left in whole
+# numbers of 2**-52. There is room for 2**27 numbers.
+_BITS = 26
 
 
 def fixed_zeros(*shape: int) -> Tensor:
-    """An exact sum of nothing, for `add_fixed`: int64 ``[2, *shape]``.
+    """An exact sum of nothing: int64 ``[2, *shape]``. Sums of sums are sums.
 
     Examples:
         >>> total = fixed_zeros(1)
         >>> for _ in range(10):
-        ...     add_fixed(total, torch.tensor([0.1], dtype=torch.float64))
+        ...     total = total + fixed(torch.tensor([0.1], dtype=torch.float64))
         >>> fixed_mean(total, 10)
         tensor([0.1000], dtype=torch.float64)
     """
-    return torch.zeros((2, *shape), dtype=torch.int64)
+    return torch.zeros((2, *shape), dtype=torch.int64, device="cpu")
 
 
-def add_fixed(total: Tensor, values: Tensor) -> None:
-    """Add float64 values of less than 1024, rounded to 2**-52, to an exact sum."""
-    total[1] += (values * 2.0**_BITS).round_().long()
-    carry_fixed(total)
-
-
-def carry_fixed(total: Tensor) -> None:
-    """Make an exact sum that others were added to, up to 2000 of them, ready for more."""
-    total[0] += total[1] >> _BITS
-    total[1] &= 2**_BITS - 1
+def fixed(values: Tensor) -> Tensor:
+    """Float64 values of less than 1024, rounded to 2**-52, as exact sums of one."""
+    scaled = values * 2.0**_BITS
+    whole = scaled.floor()
+    return torch.stack((whole, ((scaled - whole) * 2.0**_BITS).round_())).long()
 
 
 def fixed_mean(total: Tensor, count: int) -> Tensor:
     """An exact sum, divided by the number of its terms; NaN of none."""
-    exact = total[0].double() + total[1].double() / 2.0**_BITS
+    whole, rest = total[0] + (total[1] >> _BITS), total[1] & (2**_BITS - 1)
+    one = whole >> _BITS  # apart, as a double has not the bits for all of it
+    exact: Tensor = one.double() + ((whole & (2**_BITS - 1)).double() + rest.double() / 2.0**_BITS) / 2.0**_BITS
     return exact.div_(count if count else math.nan)

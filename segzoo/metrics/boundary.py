@@ -36,7 +36,8 @@ class BoundaryMetrics(Metric):
       the prediction's rim, ``boundary_recall``: of the target's; ``boundary_f1``: their harmonic mean.
     - ``relaxed_f``: the F-measure with β² = 0.3 of precision and recall within ``relaxed_tolerance``.
     - ``boundary_iou``: intersection over union of what is left of either object after taking away what is farther than
-      ``iou_dilation`` of the picture's diagonal (in pixels, rounded, 1 or more) from its outside and from the border.
+      ``iou_dilation`` of the picture's diagonal (in pixels, rounded, 1 or more) from its outside and from the border,
+      counted in squares as the authors' erosion does.
 
     ============================  ======================  ======================================  ============
     prediction and target         ``hausdorff … assd``    ``surface_dice … relaxed_f``            counted in
@@ -110,9 +111,14 @@ class BoundaryMetrics(Metric):
         self.tolerance = _number("tolerance", tolerance)
         self.relaxed_tolerance = _number("relaxed_tolerance", relaxed_tolerance)
         self.iou_dilation = _number("iou_dilation", iou_dilation, 0, 1)
-        if class_names is not None and (isinstance(class_names, str) or len(class_names) != self.num_classes):
+        names = () if class_names is None else (class_names,) if isinstance(class_names, str) else tuple(class_names)
+        if class_names is not None and (
+            isinstance(class_names, str)
+            or len(names) != self.num_classes
+            or not all(isinstance(name, str) for name in names)
+        ):
             raise ValueError(f"class_names are {class_names!r}, expected {self.num_classes} names")
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = names or None
         self.measures = (
             "hausdorff",
             f"hd{self.percentile:g}",
@@ -155,6 +161,8 @@ class BoundaryMetrics(Metric):
         chosen = tuple(_integer("classes", label) for label in classes)
         if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= self.num_classes:
             raise ValueError(f"classes are {list(chosen)}, expected different ones of 0…{self.num_classes - 1}")
+        if self.ignore_index in chosen:
+            raise ValueError(f"classes are {list(chosen)}, and {self.ignore_index} of them is ignore_index")
         return chosen
 
     def update(self, prediction: Tensor | Array, target: Tensor | Array) -> None:
@@ -360,9 +368,10 @@ def _array(name: str, value: object) -> Array:
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} is a {type(value).__name__}, expected a tensor or a numpy array")
-    if value.dtype.kind not in "biuf":
-        raise ValueError(f"{name} is {value.dtype}, expected bool, integers or floating point")
-    return value
+    if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
+        raise ValueError(f"{name} is {value.dtype}, expected bool, integers or floating point of up to 64 bits")
+    # Torch knows neither foreign byte orders nor negative steps.
+    return value.astype(value.dtype.newbyteorder("="), order="C", copy=min(value.strides, default=0) < 0)
 
 
 def _pictures(values: Array) -> Array:
@@ -420,7 +429,7 @@ def _number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> 
 
 
 def _checked_spacing(spacing: Sequence[float]) -> tuple[float, float]:
-    steps = tuple(spacing) if isinstance(spacing, Sequence) else ()
+    steps = tuple(spacing) if isinstance(spacing, (Sequence, np.ndarray)) else ()
     if len(steps) != 2 or not all(isinstance(step, Real) and 0 < step < math.inf for step in steps):
         raise ValueError(f"spacing is {spacing!r}, expected two positive numbers: height and width of a pixel")
     return float(steps[0]), float(steps[1])

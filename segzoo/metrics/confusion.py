@@ -115,6 +115,7 @@ class SegmentationMetrics(Metric):
     def _names(self, names: Sequence[str] | None) -> tuple[str, ...]:
         if names is None:
             return ("background", "object") if self.num_classes == 1 else tuple(map(str, range(self.num_classes)))
+        names = names if isinstance(names, str) else tuple(names)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"class_names is {names!r}, expected a list of strings")
         if len(names) != self._classes:
@@ -123,8 +124,10 @@ class SegmentationMetrics(Metric):
         return tuple(names)
 
     def _start(self) -> tuple[dict[str, Tensor], dict[str, int | None]]:
-        confusion = torch.zeros(self._classes, self._classes, dtype=torch.int64)
-        return {"confusion": confusion, "strays": torch.zeros((), dtype=torch.int64)}, {"pictures": len(_PER_PICTURE)}
+        confusion = torch.zeros(self._classes, self._classes, dtype=torch.int64, device="cpu")
+        return {"confusion": confusion, "strays": torch.zeros((), dtype=torch.int64, device="cpu")}, {
+            "pictures": len(_PER_PICTURE)
+        }
 
     def update(self, prediction: Any, target: Any) -> None:
         """Take in a picture or a batch of them; sizes may differ from call to call.
@@ -139,7 +142,7 @@ class SegmentationMetrics(Metric):
                 With ``num_classes=1`` probabilities in 0…1, or logits with ``from_logits``: ``[N, 1, H, W]``,
                 ``[N, H, W]`` or ``[H, W]``. Tensors or NumPy arrays. What it holds at ignored pixels does not matter.
             target: Labels ``[N, H, W]``, ``[N, 1, H, W]`` or ``[H, W]``, bool or any integer dtype. With
-                ``num_classes=1`` these are 0 and 1: a mask of 0 and 255 has to be divided by 255.
+                ``num_classes=1`` these are 0 and 1, floating too: a mask of 0 and 255 has to be divided by 255.
 
         Raises:
             TypeError: What is given is no tensor or array, or the target holds no labels.

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from segzoo._errors import unknown_name
 from segzoo.metrics import _saliency_measures as measures
 from segzoo.metrics._saliency_measures import Levels
 from segzoo.metrics._weighted_f import weighted_f
-from segzoo.metrics.base import Metric, add_fixed, exact_mean, fixed_mean, fixed_zeros
+from segzoo.metrics.base import Metric, exact_mean, fixed, fixed_mean, fixed_zeros
 
 __all__ = ["SaliencyMetrics"]
 
@@ -72,8 +73,8 @@ class SaliencyMetrics(Metric):
     Predictions are uint8 (0…255) or floating (0…1); masks are bool, 8-bit (0…255, or 0/1) or floating (0…1). What is
     above half of its range is foreground: above 128 of 255 in ``"pysod"`` and ``"paper"``, as their code has it, above
     127.5 in ``"tutorial"``; above 0.5 of 1. Everything is computed on the CPU and in double precision, wherever the
-    tensors are, so that the digits are the same everywhere. OpenCV, where it is installed, makes the weighted F faster
-    and changes no digit.
+    tensors are, so that the digits are the same everywhere, but for the last bits of the weighted F, which depend on
+    the order of its sums: OpenCV, where it is installed, makes it faster and changes it by 1e-15 at most.
 
     Args:
         protocol: ``"pysod"``, ``"paper"`` or ``"tutorial"``.
@@ -109,8 +110,6 @@ class SaliencyMetrics(Metric):
         >>> metrics.compute()["mae"]
         0.09375
     """
-
-    _fixed = ("curves",)
 
     def __init__(
         self,
@@ -155,13 +154,12 @@ class SaliencyMetrics(Metric):
         for i, (one, mask) in enumerate(zip(predictions, masks)):
             _check(one, mask, i if len(masks) > 1 else None)
         rows = np.full((len(masks), len(_ROW)), np.nan)
-        curves = fixed_zeros(len(_CURVES), self._rules.thresholds)
+        curves = self._counts["curves"]
         for i, (one, mask) in enumerate(zip(predictions, masks)):
             row, curve = self._measure(one, mask)
             rows[i] = [row.get(name, math.nan) for name in _ROW]
-            add_fixed(curves, torch.from_numpy(curve))
-        self._counts["curves"] += curves
-        self._carry()
+            curves = curves + fixed(torch.from_numpy(curve))
+        self._counts["curves"] = curves
         self._rows["pictures"].append(torch.from_numpy(rows))
 
     def compute(self) -> dict[str, Any]:
@@ -169,9 +167,10 @@ class SaliencyMetrics(Metric):
 
         Returns:
             Floats ``mae``, ``max_f``, ``mean_f``, ``adaptive_f``, ``weighted_f``, ``s_measure``, ``max_e``, ``mean_e``,
-            ``adaptive_e``, of the measures asked for; ``max_f_threshold``, where F is highest; float64 tensors ``[T]``
-            ``precision``, ``recall``, ``f_curve`` and ``e_curve`` at ``thresholds``, which descend from 1 to 0; and
-            what was done: ``pictures``, ``protocol``, ``normalize`` and in words ``prediction``.
+            ``adaptive_e``, of the measures asked for; ``max_f_threshold``, where F is highest, of the prediction
+            as it was scored, stretched or not; float64 tensors ``[T]`` ``precision``, ``recall``, ``f_curve`` and
+            ``e_curve`` at ``thresholds``, which descend in steps of 1 / 255 to 0; and what was done: ``pictures``,
+            ``protocol``, ``normalize`` and in words ``prediction``.
         """
         rows = self._row("pictures")
         result: dict[str, Any] = {}
@@ -193,7 +192,8 @@ class SaliencyMetrics(Metric):
             steps = self._rules.thresholds
             curves["thresholds"] = torch.arange(steps - 1, -1, -1, dtype=torch.float64) / 255
         if "f_curve" in curves:
-            result["max_f_threshold"] = float(curves["thresholds"][curves["f_curve"].argmax()])
+            best = curves["thresholds"][curves["f_curve"].argmax()]
+            result["max_f_threshold"] = float(best) if len(rows) else math.nan
         done = "each stretched to 0…1 by its minimum and maximum" if self.normalize else "as they are"
         return {
             **result,
@@ -282,6 +282,10 @@ def _pictures(given: Any, what: str) -> list[npt.NDArray[Any]]:
         if any(len(part) != 1 for part in parts):
             raise ValueError(f"{what}: a list holds single pictures [H, W]; give a batch as one tensor")
         return [part[0] for part in parts]
+    if isinstance(given, Image.Image):
+        if given.mode not in ("1", "L", "P"):
+            raise ValueError(f"{what} is a picture of mode {given.mode}, expected grey of 8 bits: .convert('L')")
+        given = given.convert("L") if given.mode == "P" else given  # its colours, not their numbers
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         given = (given.float() if given.dtype in (torch.float16, torch.bfloat16) else given).numpy()
@@ -299,7 +303,7 @@ def _pictures(given: Any, what: str) -> list[npt.NDArray[Any]]:
         raise ValueError(f"{what} is {shape}, expected [H, W], [N, H, W] or [N, 1, H, W]")
     if 0 in array.shape[1:]:
         raise ValueError(f"{what} is {shape}, which has no pixel")
-    return [np.ascontiguousarray(one) for one in array]
+    return [np.array(one, order="C", copy=None if min(one.strides) >= 0 else True) for one in array]
 
 
 def _check(prediction: npt.NDArray[Any], mask: npt.NDArray[Any], number: int | None) -> None:
@@ -320,11 +324,12 @@ def _check(prediction: npt.NDArray[Any], mask: npt.NDArray[Any], number: int | N
             continue
         row, column = (int(k[0]) for k in np.nonzero(~((values >= 0) & (values <= most))))
         hint = ""
-        if values.dtype.kind == "f" and values.min() >= 0 and 1 < values.max() <= 255:
+        if values.dtype.kind == "f" and values.min() >= 0 and 2 < values.max() <= 255:
             hint = ": divide by 255"
-        elif what == "prediction" and np.isfinite(values).all():
+        elif what == "prediction" and np.isfinite(values).all() and (values.min() < -0.1 or values.max() > 2):
             hint = ": these look like logits, take their sigmoid"
-        raise ValueError(f"{what}{which}[{row}, {column}] is {values[row, column]:g}, expected 0 … {most:g}{hint}")
+        found = values[row, column].item()
+        raise ValueError(f"{what}{which}[{row}, {column}] is {found}, expected 0 … {most:g}{hint}")
 
 
 def _levels(prediction: npt.NDArray[Any], normalize: bool, thresholds: int) -> Levels:
