@@ -197,8 +197,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     args = parser.parse_args()
     print(f"{'':44}{'peer':16}{'peer ms':>9}{'ours ms':>9}{'ratio':>8}{'lowest':>8}")
-    rows = confusion(args.repeats) + boundary(args.repeats)
-    rows += saliency(args.repeats, args.data, opencv=True) + saliency(args.repeats, args.data, opencv=False)
+    rows = saliency(args.repeats, args.data, opencv=True) + saliency(args.repeats, args.data, opencv=False)
+    rows += confusion(args.repeats) + boundary(args.repeats)
     print(machine())
     if args.json:
         masks = "ECSSD's" if args.data else "made up"

@@ -68,7 +68,7 @@ class Regions:
 
     def whole(self, side: int) -> tuple[float, float, float]:
         """Pixels, mean and sum of squared differences of one side of the mask, all quadrants together."""
-        return _pooled(self.size[:, side], self.mean[:, side], self.spread[:, side])
+        return _pooled([part[:, side].tolist() for part in (self.size, self.mean, self.spread)])
 
     def quadrants(self) -> list[tuple[slice, slice]]:
         return _quadrants(self.centre)
@@ -76,32 +76,29 @@ class Regions:
 
 def regions(levels: Levels, mask: npt.NDArray[np.bool_]) -> Regions:
     """Count everything, in one pass over the picture."""
-    height, width = mask.shape
     centre = _centroid(mask)
     joint = levels.codes + mask * np.uint16(256)
-    counts = np.zeros((4, 2, 256), np.int64)
-    size, mean, spread = (np.zeros((4, 2)) for _ in range(3))
-    constant = []
+    joint[:, centre[1] :] += 512
+    joint[centre[0] :] += 1024
+    counts = _counts(joint).reshape(4, 2, 256)
+    size = counts.sum(2).astype(np.float64)
+    used = np.count_nonzero(counts.sum(1), axis=1)
+    if levels.exact is None:
+        mean = counts @ levels.values / np.maximum(size, 1)
+        spread = (counts * (levels.values - mean[:, :, None]) ** 2).sum(2)
+        constant = (used <= 1).tolist()
+        return Regions(mask.shape, centre, counts, size, mean, spread, constant)
+    mean, spread, constant = np.zeros((4, 2)), np.zeros((4, 2)), []
     for i, place in enumerate(_quadrants(centre)):
-        counts[i] = _counts(joint[place]).reshape(2, 256)
-        size[i] = counts[i].sum(1)
-        used = np.flatnonzero(counts[i].any(0))
-        if levels.exact is None:
-            pixels = counts[i][:, used]
-            values = levels.values[used]
-            mean[i] = pixels @ values / np.maximum(size[i], 1)
-            spread[i] = (pixels * (values - mean[i][:, None]) ** 2).sum(1)
-            constant.append(len(used) <= 1)
-        else:
-            exact, inside = levels.exact[place], mask[place]
-            for side in (0, 1):
-                values = exact[inside if side else ~inside].astype(np.float64, copy=False)
-                if len(values):
-                    mean[i, side] = values.mean()
-                    values = values - mean[i, side]
-                    spread[i, side] = np.einsum("i,i", values, values)
-            constant.append(len(used) == 0 or (len(used) == 1 and bool(exact.min() == exact.max())))
-    return Regions((height, width), centre, counts, size, mean, spread, constant)
+        exact, inside = levels.exact[place], mask[place]
+        for side in (0, 1):
+            values = exact[inside if side else ~inside].astype(np.float64, copy=False)
+            if len(values):
+                mean[i, side] = values.mean()
+                values = values - mean[i, side]
+                spread[i, side] = np.einsum("i,i", values, values)
+        constant.append(bool(used[i] == 0 or (used[i] == 1 and exact.min() == exact.max())))
+    return Regions(mask.shape, centre, counts, size, mean, spread, constant)
 
 
 def f_curve(true: Array, false: Array, foreground: float, beta: float = 0.3) -> tuple[Array, Array, Array]:
@@ -137,15 +134,15 @@ def e_measure(true: Array, false: Array, foreground: float, size: int) -> Array:
 
 def s_measure(found: Regions, levels: Levels, alpha: float = 0.5) -> float:
     """Structure-measure: α times the object's score and 1 - α times the regions'."""
-    inside, mean_inside, _ = found.whole(1)
-    outside, mean_outside, _ = found.whole(0)
+    inside, mean_inside, spread_inside = found.whole(1)
+    outside, mean_outside, spread_outside = found.whole(0)
     if inside == 0:
         return 1 - mean_outside
     if outside == 0:
         return mean_inside
     share = inside / (inside + outside)
-    object_score = share * _object_score(*found.whole(1))
-    object_score += (1 - share) * _object_score(outside, 1 - mean_outside, found.whole(0)[2])
+    object_score = share * _object_score(inside, mean_inside, spread_inside)
+    object_score += (1 - share) * _object_score(outside, 1 - mean_outside, spread_outside)
     return max(0.0, alpha * object_score + (1 - alpha) * _region_score(found, levels))
 
 
@@ -169,11 +166,11 @@ def adaptive_counts(
 
 
 def _counts(codes: npt.NDArray[np.uint16]) -> npt.NDArray[np.int64]:
-    """How often each of 512 codes occurs; twice as fast as NumPy's, which makes int64 of them first."""
+    """How often each of 2048 codes occurs; twice as fast as NumPy's, which makes int64 of them first."""
     flat = torch.from_numpy(codes.view(np.int16).reshape(-1))
-    counts = torch.zeros(512, dtype=torch.int64, device="cpu")
+    counts = torch.zeros(2048, dtype=torch.int64, device="cpu")
     for part in flat.split(2**15 - 64):  # for more, torch takes several threads, which then stay in OpenCV's way
-        counts += torch.bincount(part, minlength=512)
+        counts += torch.bincount(part, minlength=2048)
     return counts.numpy()
 
 
@@ -197,12 +194,14 @@ def _quadrants(centre: tuple[int, int]) -> list[tuple[slice, slice]]:
     ]
 
 
-def _pooled(size: Array, mean: Array, spread: Array) -> tuple[float, float, float]:
-    total = float(size.sum())
+def _pooled(parts: list[list[float]]) -> tuple[float, float, float]:
+    """Pixels, mean and sum of squared differences of several regions together; ``parts`` has a list of each."""
+    sizes, means, spreads = parts
+    total = sum(sizes)
     if total == 0:
         return 0.0, 0.0, 0.0
-    middle = float(size @ mean) / total
-    return total, middle, float(spread.sum() + size @ (mean - middle) ** 2)
+    middle = sum(size * mean for size, mean in zip(sizes, means)) / total
+    return total, middle, sum(spreads) + sum(size * (mean - middle) ** 2 for size, mean in zip(sizes, means))
 
 
 def _object_score(pixels: float, mean: float, spread: float) -> float:
@@ -214,7 +213,7 @@ def _region_score(found: Regions, levels: Levels) -> float:
     area = found.shape[0] * found.shape[1]
     score, rest = 0.0, 1.0
     for i, place in enumerate(found.quadrants()):
-        outside, inside = found.size[i]
+        outside, inside = found.size[i].tolist()
         # As the reference has it: the last quadrant gets what is left of 1.
         weight = (outside + inside) / area if i < 3 else rest
         rest -= weight
@@ -225,12 +224,13 @@ def _region_score(found: Regions, levels: Levels) -> float:
 
 def _similarity(found: Regions, levels: Levels, i: int, place: tuple[slice, slice]) -> float:
     """The structural similarity of prediction and mask in one quadrant."""
-    (outside, inside), (mean_outside, mean_inside) = found.size[i], found.mean[i]
+    sizes, means, spreads = (part[i].tolist() for part in (found.size, found.mean, found.spread))
+    (outside, inside), (mean_outside, mean_inside) = sizes, means
     pixels = outside + inside
     y = inside / pixels
     if found.constant[i] and y in (0.0, 1.0):
         return 1.0 if _mean_is_exact(found, levels, place) else 0.0
-    _, x, spread = _pooled(found.size[i], found.mean[i], found.spread[i])
+    _, x, spread = _pooled([sizes, means, spreads])
     freedom = pixels - 1 + EPS
     variance = spread / freedom
     variance_mask = (inside * (1 - y) ** 2 + outside * y**2) / freedom

@@ -199,6 +199,7 @@ def _rim(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArra
     return outside, (row - _RING) * width + column - _RING
 
 
+@functools.lru_cache(maxsize=8)
 def _rings(stride: int) -> list[list[int]]:
     """Steps to all that is as near as the window's corners, in rings of one distance: left to right, top to bottom."""
     reach = range(-_RING, _RING + 1)

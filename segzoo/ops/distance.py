@@ -239,8 +239,9 @@ def _nearest(
         low, high = torch.searchsorted(start, start.new_tensor([first, first + fall.numel()])).tolist()
         mine = slice(low, high)
         down = fall.view(-1).index_select(0, start[mine] + column[mine].long() - first).square_()
-        far = _repeated(column[mine], length[mine], fall.shape).sub_(across).mul_(spacing[1])
-        squared = far.square_().add_(_repeated(down, length[mine], fall.shape))
+        owner = torch.repeat_interleave(length[mine], output_size=fall.numel())
+        far = column[mine].index_select(0, owner).view(fall.shape).sub_(across).mul_(spacing[1])
+        squared = far.square_().add_(down.index_select(0, owner).view(fall.shape))
         # Sites may not be on the envelope, see there.
         squared = torch.minimum(squared, fall.square_(), out=squared)[..., :width]
         if squared.device.type == "cpu":
@@ -248,20 +249,13 @@ def _nearest(
         else:  # torch does not round square roots in float32 correctly
             outputs[0][some, here] = squared.double().sqrt_()
         if len(outputs) > 1:
-            site_column = _repeated(column[mine].long(), length[mine], fall.shape)[..., :width]
+            site_column = column[mine].long().index_select(0, owner).view(fall.shape)[..., :width]
             site_column = torch.where(gap == 0, torch.arange(width, device=above.device), site_column)
             site_row = torch.where(above[some, here] == row[here] + gap, above[some, here], below[some, here])
             site_row = site_row.gather(-1, site_column).clamp_(min=-1)
             site_column[site_row[:, 0, 0] < 0] = -1  # if one pixel of a map has no nearest site, none has
             outputs[1][some, here], outputs[2][some, here] = site_row, site_column
         first += fall.numel()
-
-
-def _repeated(values: Tensor, length: Tensor, shape: torch.Size) -> Tensor:
-    """Each of the values as often as ``length`` says, in the given shape."""
-    if values.device.type == "cpu":  # several times faster
-        return torch.from_numpy(np.repeat(values.numpy(), length.numpy())).view(shape)
-    return torch.repeat_interleave(values, length, output_size=shape.numel()).view(shape)
 
 
 def _fall(gap: Tensor, none: int, height: float, dtype: torch.dtype) -> Tensor:
