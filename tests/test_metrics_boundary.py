@@ -186,7 +186,7 @@ def test_every_way_to_the_nearest_point_gives_the_same_digits(
     for points, sites, expected in ((first, second, squares.min(1)), (second, first, squares.min(0))):
         np.testing.assert_array_equal(_surface._by_pairs(points, sites, aspect, size)[0], expected)
         np.testing.assert_array_equal(_surface._by_pairs(sites, points, aspect, size)[1], expected)
-        for search in (_surface._by_map, _surface._by_tree):
+        for search in (_surface._by_map, _surface._by_tree)[: 1 if _surface._tree() is None else 2]:
             close = search(points, sites, aspect, size)
             np.testing.assert_allclose(close, expected, rtol=1e-15 if aspect == 1 else 1e-12)
         for reaches in ((2,), (4, 16), (1, 2, 8, 64)):
