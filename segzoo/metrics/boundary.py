@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segzoo._errors import unknown_name
+from segzoo.metrics._arguments import is_integer, is_real
 from segzoo.metrics._surface import CodeMap, Points, band_overlaps, nearest_squares
 from segzoo.metrics.base import Metric, exact_mean
 
@@ -415,14 +415,14 @@ def _f_measure(precision: float, recall: float, beta2: float) -> float:
     return (1 + beta2) * precision * recall / both if both else 0.0
 
 
-def _integer(name: str, value: object) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool):
+def _integer(name: str, value: Any) -> int:
+    if not is_integer(value):
         raise ValueError(f"{name} is {value!r}, expected an integer")
     return int(value)
 
 
 def _number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high or math.isinf(value):
+    if not is_real(value) or not low <= float(value) <= high or math.isinf(value):
         expected = f"a number {low:g}…{high:g}" if high < math.inf else f"a finite number of at least {low:g}"
         raise ValueError(f"{name} is {value!r}, expected {expected}")
     return float(value)
@@ -430,6 +430,6 @@ def _number(name: str, value: Any, low: float = 0.0, high: float = math.inf) -> 
 
 def _checked_spacing(spacing: Sequence[float]) -> tuple[float, float]:
     steps = tuple(spacing) if isinstance(spacing, (Sequence, np.ndarray)) else ()
-    if len(steps) != 2 or not all(isinstance(step, Real) and 0 < step < math.inf for step in steps):
+    if len(steps) != 2 or not all(is_real(step) and 0 < step < math.inf for step in steps):
         raise ValueError(f"spacing is {spacing!r}, expected two positive numbers: height and width of a pixel")
     return float(steps[0]), float(steps[1])

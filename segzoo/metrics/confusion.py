@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from segzoo.metrics._arguments import is_integer, is_real
 from segzoo.metrics._confusion_counts import count_pairs, first_stray, label_maps
 from segzoo.metrics._confusion_report import confusion_figure, printed_table
 from segzoo.metrics.base import Metric, exact_mean
@@ -87,15 +87,15 @@ class SegmentationMetrics(Metric):
         threshold: float = 0.5,
         from_logits: bool = False,
     ) -> None:
-        if not _is_integer(num_classes) or num_classes < 1:
+        if not is_integer(num_classes) or num_classes < 1:
             raise ValueError(f"num_classes is {num_classes!r}, expected an integer of at least 1")
         if ignore_index == "auto":
             ignore_index = None if num_classes == 1 else 255
-        if ignore_index is not None and not (_is_integer(ignore_index) and abs(ignore_index) < 2**61):
+        if ignore_index is not None and not (is_integer(ignore_index) and abs(ignore_index) < 2**61):
             raise ValueError(f"ignore_index is {ignore_index!r}, expected an integer of at most 61 bits, or None")
-        if absent is not None and not (_is_real(absent) and math.isfinite(absent)):
+        if absent is not None and not (is_real(absent) and math.isfinite(absent)):
             raise ValueError(f"absent is {absent!r}, expected a finite number, or None to leave absent classes out")
-        if not _is_real(threshold) or not 0 < threshold < 1:
+        if not is_real(threshold) or not 0 < threshold < 1:
             raise ValueError(f"threshold is {threshold!r}, expected a probability between 0 and 1")
         self.num_classes = int(num_classes)
         self.ignore_index = None if ignore_index is None else int(ignore_index)
@@ -242,14 +242,6 @@ class SegmentationMetrics(Metric):
             ImportError: matplotlib is not installed.
         """
         return confusion_figure(self.compute()["confusion_matrix"], self.class_names, normalize, path)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _checks_at_once(matrices: Tensor) -> bool:
