@@ -101,17 +101,22 @@ def regions(levels: Levels, mask: npt.NDArray[np.bool_]) -> Regions:
     return Regions(mask.shape, centre, counts, size, mean, spread, constant)
 
 
-def f_curve(true: Array, false: Array, foreground: float, beta: float = 0.3) -> tuple[Array, Array, Array]:
-    """Precision, recall and F for each threshold, from the pixels at or above it, ``[T]``; 0 for 0 / 0."""
-    precision = true / np.maximum(true + false, 1)
-    recall = true / max(foreground, 1.0)
-    return precision, recall, f_measure(precision, recall, beta)
+def f_curve(
+    true: Array, false: Array, foreground: float, slack: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Array, Array, Array]:
+    """Precision, recall and F for each threshold, from the pixels at or above it, ``[T]``; 0 for 0 / 0.
+
+    ``slack`` is added to the denominators of precision and recall, and of F.
+    """
+    precision = true / np.maximum(true + false + slack[0], 1)
+    recall = true / max(foreground + slack[0], 1.0)
+    return precision, recall, f_measure(precision, recall, slack[1])
 
 
-def f_measure(precision: Array, recall: Array, beta: float = 0.3) -> Array:
-    """(1 + β²) P R / (β² P + R), 0 where both are 0; ``beta`` is β²."""
-    over = (1 + beta) * precision * recall
-    return np.asarray(over / np.where(over == 0, 1, beta * precision + recall))
+def f_measure(precision: Array, recall: Array, slack: float = 0.0) -> Array:
+    """(1 + β²) P R / (β² P + R + slack), 0 where P or R is 0; β² = 0.3 since Achanta et al. 2009."""
+    over = 1.3 * precision * recall
+    return np.asarray(over / np.where(over == 0, 1, 0.3 * precision + recall + slack))
 
 
 def e_measure(true: Array, false: Array, foreground: float, size: int) -> Array:

@@ -21,7 +21,6 @@ from segzoo.metrics.base import Metric, exact_mean, fixed, fixed_mean, fixed_zer
 
 __all__ = ["SaliencyMetrics"]
 
-_BETA = 0.3  # β² of the F-measure, since Achanta et al. 2009
 _MEASURES = ("mae", "f_measure", "weighted_f", "s_measure", "e_measure")
 _ROW = ("mae", "max_f", "mean_f", "adaptive_f", "weighted_f", "s_measure", "max_e", "mean_e", "adaptive_e")
 _OF = {"max_f": "f_measure", "mean_f": "f_measure", "adaptive_f": "f_measure"}
@@ -180,7 +179,8 @@ class SaliencyMetrics(Metric):
         curves = dict(zip(_CURVES, fixed_mean(self._counts["curves"], len(rows))))
         if "f_measure" in self.measures:
             if self._rules.mean_curves:
-                curves["f_curve"] = self._f_of_means(curves["precision"], curves["recall"])
+                means = curves["precision"].numpy(), curves["recall"].numpy()
+                curves["f_curve"] = torch.from_numpy(measures.f_measure(*means, self._rules.slack[1]))
             result["max_f"], result["mean_f"] = float(curves["f_curve"].max()), float(curves["f_curve"].mean())
         else:
             del curves["precision"], curves["recall"], curves["f_curve"]
@@ -237,14 +237,9 @@ class SaliencyMetrics(Metric):
         false, true = binned[:, ::-1].cumsum(1)
         adaptive_true, adaptive_false = measures.adaptive_counts(found, levels, foreground)
         if "f_measure" in wanted:
-            slack, f_slack = rules.slack
-            if slack:
-                precision, recall = true / (true + false + slack), true / (inside + slack)
-                curves[:3] = precision, recall, _f_with_slack(precision, recall, f_slack)
-            else:
-                curves[:3] = measures.f_curve(true, false, inside, _BETA)
+            curves[:3] = measures.f_curve(true, false, inside, rules.slack)
             row["max_f"], row["mean_f"] = curves[2].max(), curves[2].mean()
-            row["adaptive_f"] = measures.f_curve(adaptive_true, adaptive_false, inside, _BETA)[2].item()
+            row["adaptive_f"] = measures.f_curve(adaptive_true, adaptive_false, inside)[2].item()
         if "e_measure" in wanted:
             curves[3] = measures.e_measure(true, false, inside, size)
             row["max_e"], row["mean_e"] = curves[3].max(), curves[3].mean()
@@ -252,14 +247,6 @@ class SaliencyMetrics(Metric):
         if "s_measure" in wanted:
             row["s_measure"] = measures.s_measure(found, levels)
         return row, curves
-
-    def _f_of_means(self, precision: Tensor, recall: Tensor) -> Tensor:
-        p, r, slack = precision.numpy(), recall.numpy(), self._rules.slack[1]
-        return torch.from_numpy(_f_with_slack(p, r, slack) if slack else measures.f_measure(p, r, _BETA))
-
-
-def _f_with_slack(precision: Any, recall: Any, slack: float) -> Any:
-    return (1 + _BETA) * precision * recall / (_BETA * precision + recall + slack)
 
 
 def _mae(found: measures.Regions, levels: Levels, mask: npt.NDArray[Any]) -> float:
