@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from segzoo.inference._maps import Map, above_half, mask_foreground, read_grey, read_labels, resize_map
+from segzoo._maps import Map, above_half, mask_foreground, read_grey, read_labels, resize_map
 from segzoo.inference.prediction import Prediction
 from segzoo.metrics.boundary import BoundaryMetrics
 from segzoo.metrics.confusion import SegmentationMetrics

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from segzoo._maps import Map, read_ahead
+from segzoo._pairs import Pair, Pairs, pair_files
+from segzoo._progress import progress_bar
 from segzoo.inference._evaluation_report import Evaluation, one_line
-from segzoo.inference._maps import Map, read_ahead
-from segzoo.inference._pairs import Pair, Pairs, pair_files
 from segzoo.inference._scoring import SalientScorer, Scorer, SemanticScorer
-from segzoo.inference.folder import progress_bar
 from segzoo.inference.picture import PictureLike
 from segzoo.inference.predictor import Predictor
 
@@ -105,7 +105,7 @@ def evaluate(
     evaluation = Evaluation(
         scorer.metric,
         scorer.boundary,
-        unmatched_predictions=found.lonely_predictions,
+        unmatched_predictions=found.lonely_sources,
         unmatched_masks=found.lonely_masks,
     )
     name = _name_of(model)
@@ -149,16 +149,16 @@ def _read(
         return _of(pair.mask, scorer.read_mask)
 
     def read_both(pair: Pair) -> tuple[Map, Map]:
-        return _of(pair.prediction, scorer.read_prediction), read_mask(pair)
+        return _of(pair.source, scorer.read_prediction), read_mask(pair)
 
     if predictor is None:
         yield from read_ahead(read_both, found.pairs, workers)
         return
-    pictures: list[PictureLike] = [pair.prediction for pair in found.pairs]
+    pictures: list[PictureLike] = [pair.source for pair in found.pairs]
     outcomes = predictor.stream(pictures, workers=workers, errors="return")
     for pair, outcome, mask in zip(found.pairs, outcomes, read_ahead(read_mask, found.pairs, workers)):
         if isinstance(outcome, Exception):
-            yield _Failure(pair.prediction, outcome)
+            yield _Failure(pair.source, outcome)
         elif isinstance(mask, Exception):
             yield mask
         else:
@@ -181,9 +181,9 @@ def _score(evaluation: Evaluation, scorer: Scorer, pair: Pair, read: tuple[Map, 
         if not resize:
             sizes = [f"{values.shape[1]}×{values.shape[0]}" for values in read]
             raise _Failure(
-                pair.prediction,
+                pair.source,
                 ValueError(
-                    f"{pair.prediction} is {sizes[0]} and its mask {pair.mask} {sizes[1]} (width × height): "
+                    f"{pair.source} is {sizes[0]} and its mask {pair.mask} {sizes[1]} (width × height): "
                     "resize makes predictions the size of their masks"
                 ),
             )
@@ -191,8 +191,8 @@ def _score(evaluation: Evaluation, scorer: Scorer, pair: Pair, read: tuple[Map, 
     try:
         row = scorer.score(prediction, mask)
     except (ValueError, TypeError, MemoryError) as error:
-        named = ValueError(f"{pair.prediction} with mask {pair.mask}: {one_line(error)}")
-        raise _Failure(pair.prediction, named) from error
+        named = ValueError(f"{pair.source} with mask {pair.mask}: {one_line(error)}")
+        raise _Failure(pair.source, named) from error
     if prediction is not read[0]:
         evaluation.resized.append(pair.name)
     evaluation.per_picture[pair.name] = row

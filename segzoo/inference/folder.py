@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from segzoo._errors import unknown_name
+from segzoo._pairs import pictures_in
+from segzoo._progress import progress_bar
 from segzoo.inference.colours import parse_colour
-from segzoo.inference.picture import PictureLike, check_output, format_for, picture_suffixes
+from segzoo.inference.picture import PictureLike, check_output, format_for
 from segzoo.inference.prediction import KINDS, Kind, Prediction, output_mode
 from segzoo.inference.predictor import Predictor
 
@@ -152,34 +154,3 @@ def _plan(
     if overwritten := [target for target in targets if target.resolve() in inputs]:
         raise ValueError(f"the result {overwritten[0]} would overwrite a picture: choose another folder")
     return dict(zip(sources, targets))
-
-
-def pictures_in(folder: Path, destination: Path, recursive: bool) -> list[Path]:
-    """Picture files by their endings, relative to the folder, sorted; hidden files and the results are left out."""
-    if not folder.exists():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder; single pictures go in as a list")
-    endings = picture_suffixes()
-    found: list[Path] = []
-    results = destination.resolve()
-
-    def refuse(error: OSError) -> None:
-        raise PermissionError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
-
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [f for f in folders if not f.startswith(".") and Path(place, f).resolve() != results]
-        found += [
-            Path(place, f).relative_to(folder)
-            for f in files
-            if not f.startswith(".") and Path(f).suffix.lower() in endings and Path(place, f).is_file()
-        ]
-        if not recursive:
-            break
-    return sorted(found)
-
-
-def progress_bar(total: int, show: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit=" pictures", disable=None if show else True)  # None: only on a terminal

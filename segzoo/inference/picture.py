@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms
 from torch import Tensor
 
+from segzoo._decoding import PictureError, one_sentence, upright
 from segzoo._errors import unknown_name
 from segzoo._files import check_writable, write_whole
 
@@ -114,42 +113,6 @@ def _decode(image: Image.Image, name: object, in_channels: int) -> Picture:
     with one_sentence(name):
         image.load()
         return _from_image(upright(image), in_channels)
-
-
-@contextlib.contextmanager
-def one_sentence(name: object) -> Iterator[None]:
-    """Whatever Pillow's openers and decoders raise on bad bytes, as one ValueError that names the picture."""
-    try:
-        yield
-    except (MemoryError, PictureError):
-        raise
-    except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a picture in a format that Pillow reads") from None
-    except Image.DecompressionBombError as error:
-        raise PictureError(
-            f"{name} is too large to open unasked ({_reason(error)}); "
-            "raise PIL.Image.MAX_IMAGE_PIXELS for pictures you trust"
-        ) from None
-    except PermissionError:
-        raise PictureError(f"{name} cannot be read: permission denied") from None
-    except Exception as error:
-        raise PictureError(f"{name} is broken or cannot be decoded ({_reason(error)})") from error
-
-
-class PictureError(ValueError):
-    """A picture that cannot be read, and why, in one sentence that names it."""
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels
-        return image
 
 
 def _from_image(image: Image.Image, in_channels: int) -> Picture:
@@ -307,13 +270,3 @@ def format_for(mode: str, path: str | os.PathLike[str]) -> str:
     if mode == "P" and kind not in ("PNG", "GIF", "TIFF", "BMP"):
         raise ValueError(f"{kind} cannot hold class indices: write .png")
     return kind
-
-
-def picture_suffixes() -> set[str]:
-    """Endings, in lower case, of the picture files that Pillow decodes by itself."""
-    known = Image.registered_extensions().items()
-    return {end for end, name in known if name in Image.OPEN and name not in _NOT_PICTURES}
-
-
-# Formats that Pillow recognises and only passes on: to another program, a plug-in of one's own, or not at all.
-_NOT_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR", "WMF", "EPS", "PDF"}

@@ -1,4 +1,4 @@
-"""Which prediction belongs to which mask: files by their names."""
+"""Which picture or prediction belongs to which mask: files by their names."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segzoo.inference.folder import pictures_in
+from segzoo._decoding import picture_suffixes
 
-__all__ = ["Pair", "Pairs", "natural_key", "pair_files"]
+__all__ = ["Pair", "Pairs", "natural_key", "pair_files", "pictures_in"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prediction (or a picture to predict) and its mask, under the name they share."""
+    """A picture, or a prediction, and its mask, under the name they share."""
 
     name: str
-    prediction: Path
+    source: Path
     mask: Path
 
 
@@ -26,28 +26,28 @@ class Pairs:
     """What was found: pairs in natural order, and the files that have no partner."""
 
     pairs: list[Pair]
-    lonely_predictions: list[Path] = field(default_factory=list)
+    lonely_sources: list[Path] = field(default_factory=list)
     lonely_masks: list[Path] = field(default_factory=list)
 
 
 def pair_files(
-    predictions: str | os.PathLike[str], masks: str | os.PathLike[str], *, recursive: bool, what: str = "prediction"
+    sources: str | os.PathLike[str], masks: str | os.PathLike[str], *, recursive: bool, what: str = "prediction"
 ) -> Pairs:
     """Pair the files of two folders by their paths in them without the ending; or two files, whatever their names.
 
     Args:
-        predictions: A folder, or a file.
+        sources: A folder, or a file.
         masks: The same.
         recursive: Whether folders in the folders are followed.
-        what: What ``predictions`` are, for messages.
+        what: What ``sources`` are, for messages.
 
     Raises:
         FileNotFoundError: Something is not there.
         ValueError: A file and a folder, a name twice in one folder, or no pair.
     """
-    if "" in (os.fspath(predictions), os.fspath(masks)):
+    if "" in (os.fspath(sources), os.fspath(masks)):
         raise ValueError(f"a path is empty: expected a folder of {what}s and one of masks, or a {what} and its mask")
-    first, second = Path(predictions), Path(masks)
+    first, second = Path(sources), Path(masks)
     for path, kind in ((first, what), (second, "mask")):
         if not path.exists():
             raise FileNotFoundError(f"there is no folder or {kind} {path}")
@@ -94,3 +94,28 @@ def _by_name(folder: Path, recursive: bool) -> dict[str, Path]:
         deeper = not recursive and any(path.is_dir() for path in folder.iterdir())
         raise ValueError(f"there is no picture in the folder {folder}{'; recursive follows its folders' * deeper}")
     return found
+
+
+def pictures_in(folder: Path, destination: Path, recursive: bool) -> list[Path]:
+    """Picture files by their endings, relative to the folder, sorted; hidden files and the results are left out."""
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder; single pictures go in as a list")
+    endings = picture_suffixes()
+    found: list[Path] = []
+    results = destination.resolve()
+
+    def refuse(error: OSError) -> None:
+        raise PermissionError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [f for f in folders if not f.startswith(".") and Path(place, f).resolve() != results]
+        found += [
+            Path(place, f).relative_to(folder)
+            for f in files
+            if not f.startswith(".") and Path(f).suffix.lower() in endings and Path(place, f).is_file()
+        ]
+        if not recursive:
+            break
+    return sorted(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segzoo.inference.picture import PictureError, one_sentence, upright
+from segzoo._decoding import PictureError, opened
 
 __all__ = ["Map", "above_half", "mask_foreground", "read_ahead", "read_grey", "read_labels", "resize_map"]
 
@@ -35,7 +34,7 @@ def read_grey(path: Path, *, indices: bool = False) -> Map:
         FileNotFoundError: There is no such file.
         ValueError: It is no picture, or holds colours, transparency or values out of range.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode == "P" and indices:
             return np.array(image)
         if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
@@ -67,7 +66,7 @@ def read_labels(path: Path) -> Map:
         FileNotFoundError: There is no such file.
         ValueError: It is no picture, or none that holds labels.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.format in ("JPEG", "MPO"):
             raise PictureError(f"{path} is a JPEG, which alters labels: expected a PNG of class indices")
         if image.mode == "1":
@@ -79,21 +78,6 @@ def read_labels(path: Path) -> Map:
         raise PictureError(
             f"{path} holds colours ({image.mode}), expected class indices: one 8-bit channel, or a palette picture"
         )
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, decoded and upright as a model sees its pictures; what breaks is a ValueError that names it."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no picture {path}")
-    with one_sentence(path), Image.open(path) as image:
-        if 0 in image.size:
-            raise PictureError(f"{path} has no pixels: {image.width}×{image.height}")
-        kind = image.format
-        image.load()
-        turned = upright(image)
-        turned.format = kind
-        yield turned
 
 
 def _wide_grey(values: Map, path: Path) -> Map:
