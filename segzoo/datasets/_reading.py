@@ -1,0 +1,253 @@
+"""The pixels of picture and mask files: RGB, or bands as they are stored; labels, and foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from segzoo._decoding import PictureError, one_sentence, opened
+from segzoo._maps import mask_foreground, read_grey, read_labels
+
+__all__ = [
+    "BAND_ENDINGS",
+    "read_bands",
+    "read_foreground",
+    "read_indices",
+    "read_picture",
+    "read_soft",
+    "reduce_zero",
+]
+
+BAND_ENDINGS = {".npy", ".tif", ".tiff"}  # of files that are read as they are stored
+Pixels = NDArray[Any]
+
+
+def read_picture(path: Path) -> Pixels:
+    """A picture, upright: uint8 RGB ``[H, W, 3]``; 16-bit and floating greys as they are, ``[H, W, 1]``.
+
+    The array is a view of planes, which is the order that batches have.
+    """
+    with opened(path) as image:
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            return _wide(image, path)
+        if image.mode == "P":
+            image = image.convert("RGBA")  # Pillow warns where a transparent palette goes straight to RGB
+        if image.mode != "RGB":
+            with one_sentence(path):
+                image = image.convert("RGB")
+        planes = bytearray().join(image.tobytes("raw", band) for band in "RGB")  # faster than moving pixels apart
+        pixels: Pixels = np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
+        return pixels
+
+
+def _wide(image: Image.Image, path: Path) -> Pixels:
+    """Greys of more than 8 bits in the smallest type that tensors have for them."""
+    values = np.array(image)
+    if image.mode == "I" and values.size:
+        fitting = next((t for t in (np.uint16, np.int16) if _fits(values, t)), None)
+        if fitting is None:
+            raise PictureError(f"{path} holds values {values.min()} to {values.max()}, expected 8 or 16 bit")
+        values = values.astype(fitting)
+    return _plain(values, path)[:, :, None]
+
+
+def _fits(values: Pixels, dtype: type) -> bool:
+    bounds = np.iinfo(dtype)
+    return bool(values.min() >= bounds.min and values.max() <= bounds.max)
+
+
+def read_bands(path: Path, *, channels_first: bool = False) -> Pixels:
+    """All bands of a TIFF or .npy file as they are stored, ``[H, W, C]``; other pictures as `read_picture` has them.
+
+    Args:
+        path: The file.
+        channels_first: Whether .npy files hold ``[C, H, W]``.
+    """
+    ending = path.suffix.lower()
+    if ending == ".npy":
+        values = _read_array(path)
+        if values.ndim not in (2, 3):
+            layout = "[bands, H, W]" if channels_first else "[H, W, bands]"
+            raise PictureError(f"{path} has the shape {list(values.shape)}, expected [H, W] or {layout}")
+        if channels_first and values.ndim == 3:
+            values = values.transpose(1, 2, 0)
+    elif ending in BAND_ENDINGS:
+        values = _read_tiff(path)
+    else:
+        return read_picture(path)
+    values = _plain(values, path)
+    return values if values.ndim == 3 else values[:, :, None]
+
+
+def _read_array(path: Path) -> Pixels:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    with one_sentence(path):
+        values: Pixels = np.load(path, allow_pickle=False)
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        raise PictureError(f"{path} holds no array of numbers")
+    if values.size == 0:
+        raise PictureError(f"{path} has no pixels: its shape is {list(values.shape)}")
+    return values
+
+
+def _plain(values: Pixels, path: Path) -> Pixels:
+    """In a type that tensors have: uint8, uint16, int16 or float32, in the byte order of this machine."""
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if kind == "f":
+        return values.astype(np.float32, copy=False)
+    if kind == "b":
+        return values.astype(np.uint8)
+    if (kind, size) in (("u", 1), ("u", 2), ("i", 2)):
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+    raise PictureError(f"{path} holds {values.dtype}, expected uint8, uint16, int16 or floating point")
+
+
+# TIFFs that Pillow reads whole and exactly: photometric interpretation, bits and kind of numbers, to its modes. Of the
+# others it drops bits, bands or pages, or refuses them.
+_PILLOW_TIFFS: dict[tuple[int, tuple[int, ...], int], set[str]] = {
+    **{(grey, (8,), 1): {"L"} for grey in (0, 1)},
+    **{(grey, (1,), 1): {"1"} for grey in (0, 1)},
+    (1, (16,), 1): {"I;16", "I;16B", "I;16L"},
+    (1, (16,), 2): {"I"},
+    (1, (32,), 3): {"F"},
+    (2, (8, 8, 8), 1): {"RGB"},
+    (2, (8, 8, 8, 8), 1): {"RGBA", "RGBX", "RGBa"},
+    (3, (8,), 1): {"P"},
+    (5, (8, 8, 8, 8), 1): {"CMYK"},
+    (6, (8, 8, 8), 1): {"RGB", "YCbCr"},
+}
+
+
+def _read_tiff(path: Path) -> Pixels:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no picture {path}")
+    modes = _PILLOW_TIFFS.get(_tiff_kind(path) or (-1, (), 0))
+    if modes is not None:
+        with opened(path) as image:
+            if image.mode == "I":
+                return _wide(image, path)
+            if image.mode in modes:
+                return np.array(image.convert("RGB") if image.mode in ("P", "YCbCr") else image)
+    return _read_tiff_elsewhere(path)
+
+
+def _tiff_kind(path: Path) -> tuple[int, tuple[int, ...], int] | None:
+    """Photometric interpretation, bits of each sample and kind of numbers; None: several pages, or no such file.
+
+    By the tags alone: opening the file, Pillow would log an error for each that has many bands.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            tags = ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"+" or head[3:4] == b"+" else head)
+            file.seek(tags.next)
+            tags.load(file)
+            bits = tuple(tags.get(258, (1,)))
+            kinds = set(tags.get(339, (1,)))
+            if tags.next or len(bits) != tags.get(277, 1) or len(kinds) != 1:
+                return None
+            return tags.get(262, 1), bits, kinds.pop()
+    except Exception:  # tifffile may know more of it, and Pillow has the words if not
+        return None
+
+
+def _read_tiff_elsewhere(path: Path) -> Pixels:
+    try:
+        import tifffile
+    except ImportError:
+        with opened(path):  # what is broken says so
+            pass
+        raise PictureError(
+            f"{path} has more bands, pages or bits than Pillow reads: install tifffile (pip install tifffile)"
+        ) from None
+    with one_sentence(path), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        values, axes = series.asarray(), series.axes
+        used = [i for i, (axis, length) in enumerate(zip(axes, values.shape)) if axis in "YX" or length > 1]
+        values, axes = values.reshape([values.shape[i] for i in used]), "".join(axes[i] for i in used)
+        if "Y" not in axes or "X" not in axes or len(axes) > 3:
+            raise PictureError(f"{path} has the axes {axes} {list(values.shape)}, expected rows, columns and bands")
+        order = [axes.index("Y"), axes.index("X"), *(i for i, axis in enumerate(axes) if axis not in "YX")]
+        pixels: Pixels = np.asarray(values).transpose(order)
+        return pixels
+
+
+def read_indices(path: Path) -> Pixels:
+    """Labels as a file holds them, ``[H, W]``: of a palette picture the indices; of .npy any integers."""
+    if path.suffix.lower() != ".npy":
+        return read_labels(path)
+    labels = _flat(_read_array(path), path)
+    if labels.dtype.kind == "f":
+        raise PictureError(f"{path} holds {labels.dtype}, expected class indices: integers")
+    return labels
+
+
+def _flat(values: Pixels, path: Path) -> Pixels:
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
+    if values.ndim != 2:
+        raise PictureError(f"{path} has the shape {list(values.shape)}, expected [H, W]")
+    return values
+
+
+def reduce_zero(labels: Pixels, ignore_index: int) -> Pixels:
+    """Labels that begin at 1, as ADE20K's do: 0 is ignored, k becomes k − 1, what was ignored stays.
+
+    Examples:
+        >>> reduce_zero(np.array([[0, 1, 150, 255]], np.uint8), 255)
+        array([[255,   0, 149, 255]], dtype=uint8)
+    """
+    if labels.dtype == np.uint8 and 0 <= ignore_index <= 255:
+        table = (np.arange(256) - 1).astype(np.uint8)
+        table[[0, ignore_index]] = ignore_index
+        labels = table[labels]
+        return labels
+    wide = labels.astype(np.int64)
+    reduced: Pixels = np.where((wide == 0) | (wide == ignore_index), ignore_index, wide - 1)
+    return reduced
+
+
+def _grey(path: Path) -> Pixels:
+    return _flat(_read_array(path), path) if path.suffix.lower() == ".npy" else read_grey(path)
+
+
+def read_foreground(path: Path, ignored: int | None = None) -> Pixels:
+    """1 where a mask of 0 and 1, or of greys, is above half of its range, else 0; uint8 ``[H, W]``.
+
+    Args:
+        path: Of a grey picture, or a .npy file of 0 and 1, of uint8 greys or of floating 0…1.
+        ignored: A value of the file that is kept as it is.
+    """
+    values = _unit_checked(_grey(path), path)
+    if ignored is None:
+        return mask_foreground(values).astype(np.uint8)
+    unused = values == ignored
+    binary = mask_foreground(np.where(unused, values.dtype.type(0), values)).astype(np.uint8)
+    binary[unused] = ignored
+    return binary
+
+
+def read_soft(path: Path) -> Pixels:
+    """A grey mask as float32 0…1 ``[H, W]``; a mask of 0 and 1 stays that."""
+    values = _unit_checked(_grey(path), path)
+    if values.dtype == np.uint8 and values.max() > 1:
+        values = values / np.float32(255)
+    return values.astype(np.float32, copy=False)
+
+
+def _unit_checked(values: Pixels, path: Path) -> Pixels:
+    """Bool, uint8 or floating 0…1, which is what greys are; other integers pass where they are 0 and 1."""
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" and not (low >= 0 and high <= 1):
+        raise PictureError(f"{path} holds floating point values {low:g} to {high:g}, expected 0…1")
+    if values.dtype.kind in "iu" and values.dtype != np.uint8:
+        if low < 0 or high > 255:
+            raise PictureError(f"{path} holds values {low} to {high}, expected 0 and 1, or 0 … 255")
+        return values.astype(np.uint8)
+    return values
