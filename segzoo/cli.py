@@ -8,11 +8,12 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segzoo.inference.prediction import Prediction
     from segzoo.inference.predictor import Predictor
 
 # torch takes more than a second to import, so that --help and a wrong argument do without it.
@@ -39,7 +40,8 @@ def _build_parser() -> argparse.ArgumentParser:
         description="Cut the foreground out of a picture, or of every picture in a folder.\n"
         "Works offline: the default model's weights are part of the package.",
         epilog="examples:\n  segzoo cutout photo.jpg out.png\n  segzoo cutout photo.jpg out.jpg --background white\n"
-        "  segzoo cutout holiday/ holiday-cut/\n  cat photo.jpg | segzoo cutout - - > out.png",
+        "  segzoo cutout holiday/ holiday-cut/\n  cat photo.jpg | segzoo cutout - - > out.png\n"
+        "  segzoo cutout photo.jpg out.png --refine guided --largest --clean-rim",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_picture_arguments(cutout)
@@ -50,6 +52,9 @@ def _build_parser() -> argparse.ArgumentParser:
         "--classes", metavar="A,B", help="what to keep, by name or index, of a model with several classes"
     )
     cutout.add_argument("--hard", action="store_true", help="a hard rim instead of a soft one")
+    cutout.add_argument(
+        "--clean-rim", action="store_true", help="take the old background's colours out of the soft rim"
+    )
     cutout.set_defaults(run=_cutout)
 
     predict = commands.add_parser(
@@ -153,6 +158,7 @@ def _add_evaluate(commands: Any) -> None:
         "--precision", choices=["auto", "fp32", "bf16", "fp16"], help="of the computation (default: auto, fp32)"
     )
     model.add_argument("--batch-size", type=int, metavar="N", help="pictures at once (default: 1)")
+    _add_looks(model)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -186,6 +192,20 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="open pictures of up to N pixels, if you trust them (default: what Pillow opens, about 179 million)",
     )
+    better = parser.add_argument_group("better masks, for more time")
+    _add_looks(better)
+    better.add_argument(
+        "--refine",
+        choices=["guided", "crf"],
+        help="draw rims to the picture's edges: by a guided filter (quick), or a conditional random field",
+    )
+    better.add_argument("--largest", action="store_true", help="keep the largest object only")
+    better.add_argument(
+        "--min-area",
+        type=float,
+        metavar="A",
+        help="fill holes and drop specks smaller than A pixels; below 1: than that share of the picture",
+    )
     folder = parser.add_argument_group("several pictures")
     folder.add_argument("--recursive", action="store_true", help="follow folders in the folder")
     folder.add_argument(
@@ -196,6 +216,22 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     )
     folder.add_argument("--suffix", default=".png", help="ending of the results (default: %(default)s)")
     folder.add_argument("--quiet", action="store_true", help="no progress bar and no summary; failures are still named")
+
+
+def _add_looks(parser: Any) -> None:
+    """What a prediction is put together from."""
+    parser.add_argument(
+        "--tta",
+        metavar="HOW",
+        help="the mean of several looks: flip (mirrored, too), multi-scale (eight scales, mirrored), or scales such "
+        "as 0.75,1,1.25",
+    )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="look at the picture at its own size, in overlapping windows: for models of small things",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,7 +284,9 @@ def _sentence(error: Exception) -> str:
 
 def _cutout(args: argparse.Namespace) -> int:
     classes = [int(c) if c.isdecimal() else c for c in args.classes.split(",")] if args.classes else None
-    return _pictures(args, "cutout", background=args.background, hard=args.hard, classes=classes)
+    return _pictures(
+        args, "cutout", background=args.background, hard=args.hard, clean_rim=args.clean_rim, classes=classes
+    )
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -343,8 +381,46 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     if args.weights:
         model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
     return segzoo.Predictor(
-        model, device=args.device, precision=args.precision, batch_size=args.batch_size, min_max=args.min_max
+        model,
+        device=args.device,
+        precision=args.precision,
+        tta=_tta(args.tta),
+        tile=args.tile,
+        batch_size=args.batch_size,
+        min_max=args.min_max,
+        postprocess=_postprocess(args),
+        progress=args.tile is not None and not args.quiet and _one_picture(args),
     )
+
+
+def _one_picture(args: argparse.Namespace) -> bool:
+    """Several have a bar of their own."""
+    inputs: list[str] = getattr(args, "inputs", [])
+    return len(inputs) == 1 and not Path(inputs[0]).is_dir()
+
+
+def _tta(how: str | None) -> Any:
+    """The word or the scales that ``Predictor`` takes."""
+    if how is None or how in ("flip", "multi-scale"):
+        return how
+    try:
+        return tuple(float(scale) for scale in how.split(","))
+    except ValueError:
+        raise ValueError(f"--tta is {how!r}, expected flip, multi-scale, or scales such as 0.75,1,1.25") from None
+
+
+def _postprocess(args: argparse.Namespace) -> Callable[[Prediction], Prediction] | None:
+    """What becomes of each prediction before it is written."""
+    refine, largest, min_area = (getattr(args, name, None) for name in ("refine", "largest", "min_area"))
+    if not (refine or largest or min_area):
+        return None
+
+    def better(prediction: Prediction) -> Prediction:
+        prediction = prediction.refined(refine) if refine else prediction
+        tidied = largest or min_area
+        return prediction.tidied(largest=bool(largest), min_area=min_area or 0) if tidied else prediction
+
+    return better
 
 
 def _folder(args: argparse.Namespace, predictor: Predictor, kind: Any, options: dict[str, Any]) -> int:
@@ -378,7 +454,7 @@ def _name_failed(failed: Mapping[Path, Exception]) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     _check_outputs(args)
     model_only = {"--weights": args.weights, "--device": args.device, "--precision": args.precision}
-    model_only["--batch-size"] = args.batch_size
+    model_only |= {"--batch-size": args.batch_size, "--tta": args.tta, "--tile": args.tile}
     if given := [name for name, value in model_only.items() if value is not None and args.model is None]:
         raise ValueError(f"{given[0]} is for a model to predict with: give --model, too")
     from segzoo.inference import evaluate

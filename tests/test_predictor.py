@@ -211,7 +211,7 @@ def test_saving(tmp_path: Path, predictor: segzoo.Predictor, coffee: Path) -> No
     np.testing.assert_array_equal(np.asarray(opened(tmp_path / "mask.png")), prediction.mask * 255)
     prediction.save(tmp_path / "cut.webp", "cutout")
     assert opened(tmp_path / "cut.webp").mode == "RGBA"
-    with pytest.raises(ValueError, match="background, hard and classes are a cut-out's, not of kind='mask'"):
+    with pytest.raises(ValueError, match="background, hard, clean_rim and classes are a cut-out's, not of kind='mask'"):
         prediction.save(tmp_path / "x.png", background="red")
     with pytest.raises(FileNotFoundError) as caught:
         prediction.save(tmp_path / "no" / "x.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +123,8 @@ def evaluate(
     }
     if predictor is not None:
         evaluation.settings |= {"device": str(predictor.device), "precision": str(predictor.dtype).split(".")[-1]}
+        if not predictor.views.plain:
+            evaluation.settings |= asdict(predictor.views)
     with progress_bar(len(found.pairs), progress) as bar:
         for pair, read in zip(found.pairs, _read(found, scorer, predictor, workers)):
             try:

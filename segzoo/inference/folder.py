@@ -46,6 +46,7 @@ def predict_folder(
     progress: bool = False,
     background: str | None = None,
     hard: bool = False,
+    clean_rim: bool = False,
     classes: Sequence[int | str] | int | str | None = None,
 ) -> FolderReport:
     """Predict every picture of a folder; a bad one is noted and skipped.
@@ -64,6 +65,7 @@ def predict_folder(
         progress: Whether to show a bar on stderr, where that is a terminal.
         background: See ``Prediction.cutout``.
         hard: See ``Prediction.cutout``.
+        clean_rim: See ``Prediction.cutout``.
         classes: See ``Prediction.cutout``.
 
     Returns:
@@ -78,6 +80,8 @@ def predict_folder(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if kind not in KINDS:
         raise unknown_name("kind of picture", kind, KINDS)
+    if kind != "cutout" and (background is not None or hard or clean_rim or classes is not None):
+        raise ValueError(f"background, hard, clean_rim and classes are a cut-out's, not of kind={kind!r}")
     if background is not None:
         parse_colour(background)
     mode = output_mode(kind, background)
@@ -91,7 +95,7 @@ def predict_folder(
 
     def save(prediction: Prediction, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        prediction.save(target, kind, background=background, hard=hard, classes=classes)
+        prediction.save(target, kind, background=background, hard=hard, clean_rim=clean_rim, classes=classes)
 
     report = FolderReport()
     sources: list[PictureLike] = list(plan)

@@ -69,6 +69,10 @@ class InstancePrediction(Prediction):
         return values
 
     @property
+    def _overlapping(self) -> bool:
+        return True
+
+    @property
     def masks(self) -> NDArray[np.bool_]:
         """bool ``[n, H, W]``: each object's pixels; they may overlap."""
         return self.probabilities > self.threshold
@@ -94,11 +98,12 @@ class InstancePrediction(Prediction):
         *,
         background: str | None = None,
         hard: bool = False,
+        clean_rim: bool = False,
         classes: Sequence[int | str] | int | str | None = None,
     ) -> Image.Image:
         """As ``Prediction.render``; ``"mask"`` is a palette of the objects' numbers."""
-        if kind != "mask" or background is not None or hard or classes is not None:
-            return super().render(kind, background=background, hard=hard, classes=classes)
+        if kind != "mask" or background is not None or hard or clean_rim or classes is not None:
+            return super().render(kind, background=background, hard=hard, clean_rim=clean_rim, classes=classes)
         image = Image.fromarray(self.mask)
         image.putpalette(colour_map().tobytes())
         return image

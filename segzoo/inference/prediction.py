@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import IO, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,13 +16,19 @@ from torch import Tensor
 
 from segzoo._errors import unknown_name
 from segzoo.inference.colours import colour_map, parse_colour
+from segzoo.inference.crf import crf
+from segzoo.inference.edges import refine_edges
+from segzoo.inference.foreground import estimate_foreground
 from segzoo.inference.picture import Picture, save_image
+from segzoo.inference.tidying import tidied_probabilities
 from segzoo.ops import resize
 
 __all__ = ["KINDS", "Kind", "Prediction", "output_mode", "stretch"]
 
 Kind = Literal["mask", "probability", "cutout", "overlay"]
 KINDS: tuple[Kind, ...] = ("mask", "probability", "cutout", "overlay")
+_REFINERS: dict[str, Callable[..., Tensor]] = {"guided": refine_edges, "crf": crf}
+Self = TypeVar("Self", bound="Prediction")
 
 
 class Prediction:
@@ -75,6 +82,71 @@ class Prediction:
             mask = self.probabilities.argmax(0)
         return mask.astype(np.uint8)
 
+    def refined(self: Self, method: Literal["guided", "crf"] = "guided", **options: Any) -> Self:
+        """The prediction with rims that follow the picture's edges, at the picture's size.
+
+        Args:
+            method: ``"guided"`` (``segzoo.inference.refine_edges``: quick) or ``"crf"`` (``segzoo.inference.crf``).
+            **options: Of that function: ``radius``, ``eps`` …
+
+        Returns:
+            A new prediction; this one stays as it is.
+
+        Examples:
+            >>> from segzoo import Predictor
+            >>> Predictor("u2net_lite")(np.zeros((40, 60, 3), np.uint8)).refined().scores.shape
+            torch.Size([1, 40, 60])
+        """
+        if method not in _REFINERS:
+            raise unknown_name("way to refine", method, _REFINERS)
+        if not len(self.scores):
+            return self
+        picture = torch.from_numpy(np.require(self.picture.over_white(), requirements=["C", "W"])).permute(2, 0, 1)
+        refine = _REFINERS[method]
+        return self._with(refine(self.scores, picture, multilabel=self._overlapping, **options))
+
+    def tidied(self: Self, *, largest: bool = False, min_area: float = 0, holes: float | None = None) -> Self:
+        """The prediction without specks, holes or further objects, at the picture's size.
+
+        Args:
+            largest: Whether only the largest object stays; not where several classes share the picture.
+            min_area: Specks smaller than this go, in pixels or, below 1, as a share of the picture; of several classes,
+                patches take the label of the nearest pixel that stays.
+            holes: The same for holes of an object; None: as ``min_area``.
+
+        Returns:
+            A new prediction; this one stays as it is. Soft rims stay with the objects they belong to.
+
+        Raises:
+            ValueError: For a negative area, or ``largest`` with several classes that do not overlap.
+        """
+        if largest and not self._overlapping:
+            raise ValueError(f"largest keeps one object, this model has {len(self.scores)} classes: give min_area")
+        if not len(self.scores):
+            return self
+        probabilities = torch.from_numpy(self.probabilities)
+        return self._with(
+            tidied_probabilities(
+                probabilities,
+                threshold=self.threshold if self._overlapping else None,
+                largest=largest,
+                min_area=min_area,
+                holes=holes,
+            )
+        )
+
+    def _with(self: Self, scores: Tensor) -> Self:
+        changed = copy.copy(self)
+        for cached in ("probabilities", "mask"):
+            changed.__dict__.pop(cached, None)
+        changed.scores = scores
+        return changed
+
+    @property
+    def _overlapping(self) -> bool:
+        """Whether each map is a mask of its own."""
+        return self.multilabel or len(self.scores) == 1
+
     def evaluation_map(self) -> NDArray[np.uint8]:
         """uint8 ``[H, W]``: the saliency map that salient-object papers score, by U²-Net's own evaluation code.
 
@@ -91,6 +163,7 @@ class Prediction:
         *,
         background: str | None = None,
         hard: bool = False,
+        clean_rim: bool = False,
         classes: Sequence[int | str] | int | str | None = None,
     ) -> Image.Image:
         """The picture with everything but the foreground transparent.
@@ -98,6 +171,8 @@ class Prediction:
         Args:
             background: A colour (``"white"``, ``"#20a0ff"``) to put behind; None leaves it transparent.
             hard: Cut along the mask; by default the rim is as soft as the probabilities.
+            clean_rim: Take the old background's colours out of the soft rim
+                (``segzoo.inference.estimate_foreground``).
             classes: What to keep, by index or name, of a model with several classes.
 
         Returns:
@@ -111,6 +186,8 @@ class Prediction:
         if self.picture.alpha is not None:
             alpha = (alpha.astype(np.uint16) * self.picture.alpha // 255).astype(np.uint8)
         image = self.picture.rgb()
+        if clean_rim:
+            image = Image.fromarray(estimate_foreground(np.array(image), alpha))
         if background is None:
             image.putalpha(Image.fromarray(alpha))
             return image
@@ -137,6 +214,7 @@ class Prediction:
         *,
         background: str | None = None,
         hard: bool = False,
+        clean_rim: bool = False,
         classes: Sequence[int | str] | int | str | None = None,
     ) -> Image.Image:
         """One of the pictures that can be made of a prediction.
@@ -146,12 +224,13 @@ class Prediction:
                 (grey 0 to 255, of one class), ``"cutout"`` or ``"overlay"``.
             background: See ``cutout``.
             hard: See ``cutout``.
+            clean_rim: See ``cutout``.
             classes: See ``cutout``.
         """
-        if kind != "cutout" and (background is not None or hard or classes is not None):
-            raise ValueError(f"background, hard and classes are a cut-out's, not of kind={kind!r}")
+        if kind != "cutout" and (background is not None or hard or clean_rim or classes is not None):
+            raise ValueError(f"background, hard, clean_rim and classes are a cut-out's, not of kind={kind!r}")
         if kind == "cutout":
-            return self.cutout(background=background, hard=hard, classes=classes)
+            return self.cutout(background=background, hard=hard, clean_rim=clean_rim, classes=classes)
         if kind == "overlay":
             return self.overlay()
         if kind == "probability":
@@ -172,6 +251,7 @@ class Prediction:
         *,
         background: str | None = None,
         hard: bool = False,
+        clean_rim: bool = False,
         classes: Sequence[int | str] | int | str | None = None,
     ) -> None:
         """Write ``render``'s picture to a file, whole or not at all; cut-outs keep the picture's colour profile.
@@ -181,9 +261,10 @@ class Prediction:
             kind: See ``render``.
             background: See ``cutout``.
             hard: See ``cutout``.
+            clean_rim: See ``cutout``.
             classes: See ``cutout``.
         """
-        image = self.render(kind, background=background, hard=hard, classes=classes)
+        image = self.render(kind, background=background, hard=hard, clean_rim=clean_rim, classes=classes)
         profile = self.picture.icc_profile if kind in ("cutout", "overlay") else None
         save_image(image, path, icc_profile=profile)
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 from segzoo._errors import unknown_name
+from segzoo.inference._views import Input, TestTime, parse_tta
 from segzoo.inference.instances import InstancePrediction
 from segzoo.inference.optimize import optimize_for_inference
 from segzoo.inference.picture import Picture, PictureLike, read_picture
 from segzoo.inference.prediction import Prediction, stretch
-from segzoo.inference.preprocessing import preprocess
 from segzoo.models.base import SegmentationModel
 from segzoo.registry import create_model
 
 __all__ = ["Predictor"]
 
+_Loaded: TypeAlias = tuple[Picture, list[Input]]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,12 +35,22 @@ class Predictor:
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU) or a torch device, which must be there.
         precision: ``"auto"`` (float32), ``"fp32"``, ``"bf16"`` or ``"fp16"``. The narrow ones move results: the
             record's ``precision_ok`` says where that was checked.
-        batch_size: How many pictures of a list or folder go through the model at once.
+        tta: What a prediction is the mean of, at test time: ``"flip"``, the picture and its mirror image;
+            ``"multi-scale"``, both at eight scales from 0.5 to 2.2 (``multi_scale``'s), or at those you list, such as
+            ``(0.75, 1.0, 1.25)``. Scales are of the size the model's preprocessing asks for, made from the picture's
+            own pixels. None: one look.
+        tile: Run the model over the picture at its own size in overlapping windows of so many pixels (one number, or
+            height and width), by ``sliding_window``, instead of resizing it to the size the model was trained on: for
+            large pictures whose details count.
+        batch_size: How many pictures of a list or folder go through the model at once; or windows of one.
         min_max: Stretch each prediction to 0…1, as the published evaluation of U²-Net does (the record's ``protocol``).
             Off by default: a picture without any object would get one.
+        postprocess: What becomes of each prediction before you get it, such as
+            ``lambda p: p.refined("guided").tidied(largest=True)``.
+        progress: Whether the windows of a ``tile`` show a bar on stderr, where that is a terminal.
 
     Raises:
-        ValueError: For an unknown model, device or precision.
+        ValueError: For an unknown model, device, precision or tta, or a tile that is no size.
 
     Examples:
         >>> import numpy as np
@@ -55,17 +66,24 @@ class Predictor:
         *,
         device: str | torch.device = "auto",
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+        tta: TestTime = None,
+        tile: int | tuple[int, int] | None = None,
         batch_size: int = 1,
         min_max: bool = False,
+        postprocess: Callable[[Prediction], Prediction] | None = None,
+        progress: bool = False,
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
         if precision != "auto" and precision not in _DTYPES:
             raise unknown_name("precision", precision, ["auto", *_DTYPES])
         self.device = _find_device(device)
+        self.views = parse_tta(tta, tile)
         self.dtype = _DTYPES["fp32" if precision == "auto" else precision]
         self.batch_size = batch_size
         self.min_max = min_max
+        self.postprocess = postprocess
+        self.progress = progress
         if isinstance(model, str):
             loaded: nn.Module = create_model(model)
         else:
@@ -75,8 +93,8 @@ class Predictor:
         if isinstance(loaded, SegmentationModel):
             self.model = optimize_for_inference(loaded, device=self.device, dtype=self.dtype)
         elif self.finds_instances:
-            if self.dtype != torch.float32 or min_max:
-                raise ValueError("a detector runs in float32, without min_max")
+            if self.dtype != torch.float32 or min_max or not self.views.plain:
+                raise ValueError("a detector runs in float32, without min_max, tta and tile")
             self.model = copy.deepcopy(loaded).eval().requires_grad_(False).to(self.device)
         else:
             raise TypeError(f"model is a name or a segzoo model, got {type(model).__name__}")
@@ -134,7 +152,7 @@ class Predictor:
     def _stream(
         self, source: Iterator[PictureLike], workers: int, errors: Literal["raise", "return"]
     ) -> Iterator[Prediction | Exception]:
-        waiting: deque[Future[tuple[Picture, Tensor]]] = deque()
+        waiting: deque[Future[_Loaded]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="segzoo-decode")
         try:
             exhausted = False
@@ -161,20 +179,22 @@ class Predictor:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _load(self, source: PictureLike) -> tuple[Picture, Tensor]:
+    def _load(self, source: PictureLike) -> _Loaded:
         picture = read_picture(source, in_channels=self.model.in_channels)
-        return picture, preprocess(picture, self.model.preprocessing)
+        return picture, self.views.of(picture, self.model.preprocessing)
 
-    def _predict(self, loaded: Sequence[tuple[Picture, Tensor]]) -> list[Prediction]:
+    def _predict(self, loaded: Sequence[_Loaded]) -> list[Prediction]:
         """Predictions of preprocessed pictures: one batch where all have one size, else one by one."""
         if not loaded:  # all of them were bad
             return []
-        if self.finds_instances:
-            return self._find_instances(loaded)
-        inputs = [x for _, x in loaded]
-        one_size = len({x.shape for x in inputs}) == 1
-        batches = [torch.stack(inputs)] if one_size else [x[None] for x in inputs]
-        scores = [score for batch in batches for score in self.scores(batch)]
+        predictions = self._find_instances(loaded) if self.finds_instances else self._find_classes(loaded)
+        return predictions if self.postprocess is None else [self.postprocess(p) for p in predictions]
+
+    def _find_classes(self, loaded: Sequence[_Loaded]) -> list[Prediction]:
+        inputs = [views for _, views in loaded]
+        one_size = len({tuple(one.x.shape for one in views) for views in inputs}) == 1
+        batches = [inputs] if one_size else [[views] for views in inputs]
+        scores = [score for batch in batches for score in self._scores(batch)]
         model = self.model
         return [
             Prediction(
@@ -188,8 +208,8 @@ class Predictor:
         ]
 
     @torch.inference_mode()
-    def _find_instances(self, loaded: Sequence[tuple[Picture, Tensor]]) -> list[Prediction]:
-        found = self.model([x.to(self.device) for _, x in loaded])
+    def _find_instances(self, loaded: Sequence[_Loaded]) -> list[Prediction]:
+        found = self.model([views[0].x.to(self.device) for _, views in loaded])
         model = self.model
         return [
             InstancePrediction(
@@ -203,11 +223,26 @@ class Predictor:
         ]
 
     @torch.inference_mode()
+    def _scores(self, batch: Sequence[Sequence[Input]]) -> Tensor:
+        """Probabilities, float32 ``[N, C, h, w]`` on the CPU, of pictures whose inputs have the same sizes."""
+        if self.views.plain:
+            return self.scores(torch.stack([views[0].x for views in batch]))
+        found = self.views.probabilities(
+            self.model, batch, self._to_model, batch_size=self.batch_size, progress=self.progress
+        )
+        return found.cpu()
+
+    @torch.inference_mode()
     def scores(self, x: Tensor) -> Tensor:
-        """Probabilities, float32 ``[N, C, h, w]`` on the CPU, of preprocessed pictures ``[N, in_channels, h, w]``."""
-        x = x.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
-        probabilities: Tensor = self.model.probabilities(self.model(x))
+        """Probabilities, float32 ``[N, C, h, w]`` on the CPU, of preprocessed pictures ``[N, in_channels, h, w]``.
+
+        One look at each, whatever ``tta`` and ``tile`` are.
+        """
+        probabilities: Tensor = self.model.probabilities(self.model(self._to_model(x)))
         return probabilities.cpu()
+
+    def _to_model(self, x: Tensor) -> Tensor:
+        return x.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
 
 
 def _find_device(device: str | torch.device) -> torch.device:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +21,7 @@ from segzoo.weights.catalog import Preprocessing, Weights, get_weights, list_wei
 from segzoo.weights.convert import SUFFIXES, StateDict, read_state_dict
 from segzoo.weights.fetch import fetch
 
-__all__ = ["EncoderModel", "SegmentationModel", "build_model", "check_positive"]
+__all__ = ["EncoderModel", "SegmentationModel", "build_model", "check_positive", "evaluating"]
 
 
 def check_positive(**arguments: object) -> None:
@@ -34,6 +35,32 @@ def check_positive(**arguments: object) -> None:
     for name, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive int, got {value!r}")
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Eval mode inside the block; then every module has the mode again that it had. A plain function has none.
+
+    Examples:
+        >>> model = nn.Dropout()
+        >>> with evaluating(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
+    modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
+    try:
+        if isinstance(model, nn.Module):
+            try:
+                model.eval()
+            except NotImplementedError:  # an exported program, or what holds one, refuses: its mode is in its code
+                for module, _ in modes:
+                    module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class SegmentationModel(nn.Module):
@@ -115,12 +142,8 @@ class SegmentationModel(nn.Module):
             >>> u2net_lite().predict(torch.zeros(1, 3, 64, 48)).shape
             torch.Size([1, 1, 64, 48])
         """
-        modes = [(module, module.training) for module in self.modules()]
-        try:
-            return self.probabilities(self.eval()(x))
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluating(self):
+            return self.probabilities(self(x))
 
 
 class EncoderModel(SegmentationModel):
