@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segzoo import encoders, inference, layers, losses, metrics, models, ops, weights
+    from segzoo import datasets, encoders, inference, layers, losses, metrics, models, ops, transforms, weights
     from segzoo.inference.prediction import Prediction
     from segzoo.inference.predictor import Predictor
     from segzoo.models.deeplab import (
@@ -36,7 +36,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-_PACKAGES = ("encoders", "inference", "layers", "losses", "metrics", "models", "ops", "weights")
+_PACKAGES = (
+    "datasets",
+    "encoders",
+    "inference",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "ops",
+    "transforms",
+    "weights",
+)
 _NAMES = {
     "Prediction": "segzoo.inference.prediction",
     "Predictor": "segzoo.inference.predictor",
@@ -54,6 +65,7 @@ __all__ = [
     "Predictor",
     "Weights",
     "create_model",
+    "datasets",
     "deeplabv3_mobilenet_v3_large",
     "deeplabv3_resnet50",
     "deeplabv3_resnet101",
@@ -79,6 +91,7 @@ __all__ = [
     "pspnet",
     "register_model",
     "segformer",
+    "transforms",
     "u2net_full",
     "u2net_lite",
     "unet",

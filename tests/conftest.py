@@ -16,6 +16,9 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parent.parent
 U2NETP_SHA256 = "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8"
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that share the cores
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
 # A first example may load weights; a time limit on it would only say how busy the machine is.
 settings.register_profile("segzoo", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("segzoo")

@@ -101,7 +101,10 @@ def test_readme_commands_are_the_ones_ci_runs_and_its_links_lead_somewhere() -> 
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/models.md", "docs/losses.md", "docs/metrics.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "docs/models.md", "docs/data.md", "docs/predictions.md", "docs/losses.md", "docs/metrics.md"],
+)
 def test_python_of_the_documents_runs(document: str) -> None:
     """Every Python block, in order, in the repository's folder."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
@@ -142,6 +145,11 @@ def test_pictures_of_the_data_sets_are_not_in_the_repository() -> None:
     tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
     assert {name for name in tracked if name.endswith((".jpg", ".jpeg", ".png", ".webp"))} == {
         "docs/images/before_after.jpg",
+        "docs/images/clean_rim.png",
+        "docs/images/mix.jpg",
+        "docs/images/rims.png",
+        "docs/images/semantic_train.jpg",
+        "docs/images/tidied.png",
         "examples/images/astronaut.jpg",
         "examples/images/coffee.jpg",
     }
