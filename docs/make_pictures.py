@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from street import street
 
 import segzoo
 from segzoo.datasets import Cityscapes
 from segzoo.inference import Prediction, read_picture
-from segzoo.transforms import CopyBlob, CutMix, SemanticTrain, denormalize
+from segzoo.transforms import CopyBlob, CutMix, SalientEval, SalientTrain, SemanticTrain, denormalize
 
 ROOT = Path(__file__).resolve().parent.parent
 GAP = 12
@@ -74,6 +74,54 @@ def semantic_train() -> Image.Image:
     first = [Image.fromarray(picture), *(seen(x) for x, _ in draws)]
     second = [coloured(labels), *(coloured(target.numpy()) for _, target in draws)]
     return sheet([first[:4], second[:4], [first[0], *first[4:]], [second[0], *second[4:]]])
+
+
+OFF = {
+    "scale": (1, 1), "hflip": 0, "rotation": 0, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "blur": 0,
+}  # fmt: skip
+ALONE: tuple[tuple[str, dict[str, object]], ...] = (
+    ("as it is", {}),
+    ("scale=(0.6, 0.6)", {"scale": (0.6, 0.6)}),
+    ("scale=(2, 2)", {"scale": (2, 2)}),
+    ("hflip=1", {"hflip": 1}),
+    ("rotation=30", {"rotation": 30}),
+    ("brightness=0.6", {"brightness": 0.6}),
+    ("contrast=0.8", {"contrast": 0.8}),
+    ("saturation=1", {"saturation": 1.0}),
+    ("hue=0.1", {"hue": 0.1}),
+    ("blur=1", {"blur": 1, "blur_sigma": (4, 4)}),
+    ("SalientTrain()", {}),
+    ("SalientEval()", {}),
+)
+
+
+def augmentations() -> Image.Image:
+    """Each step of SemanticTrain alone, and SalientTrain and SalientEval, on a photograph, with their names."""
+    picture = read_picture(ROOT / "examples/images/coffee.jpg").pixels
+    image = torch.from_numpy(picture).permute(2, 0, 1)
+    parts = []
+    for name, options in ALONE:
+        generator = torch.Generator().manual_seed(9)
+        if name.startswith("Salient"):
+            transform = SalientTrain(generator=generator) if name == "SalientTrain()" else SalientEval()
+        else:
+            transform = SemanticTrain((400, 600), **{**OFF, **options}, generator=generator)  # type: ignore[arg-type]
+        part = seen(transform(image))
+        part.thumbnail((292, 195))
+        panel = Image.new("RGB", (292, 215), "white")
+        panel.paste(part, (0, 20))
+        ImageDraw.Draw(panel).text((2, 3), name, fill="black", font=ImageFont.load_default(14))
+        parts.append(panel)
+    return sheet([parts[i : i + 4] for i in range(0, len(parts), 4)])
+
+
+def looks() -> Image.Image:
+    """The picture; one look, flip, three scales, eight scales: probabilities."""
+    picture = ROOT / "examples/images/coffee.jpg"
+    maps = [
+        segzoo.Predictor("u2net_lite.duts", tta=tta)(picture) for tta in (None, "flip", (0.75, 1, 1.25), "multi-scale")
+    ]
+    return sheet([[maps[0].picture.rgb(), *(p.render("probability") for p in maps)]])
 
 
 def mix() -> Image.Image:
@@ -133,7 +181,9 @@ def clean_rim() -> Image.Image:
 PICTURES: dict[str, tuple[Callable[[], Image.Image], str]] = {
     "before_after": (before_after, "jpg"),
     "semantic_train": (semantic_train, "jpg"),
+    "augmentations": (augmentations, "jpg"),
     "mix": (mix, "jpg"),
+    "looks": (looks, "png"),
     "rims": (rims, "png"),
     "tidied": (tidied, "png"),
     "clean_rim": (clean_rim, "png"),
