@@ -18,12 +18,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from segzoo.inference.colours import colour_map
 
 NOTHING = 255  # the label of pixels without data
 ROWS = 256  # at once, in what goes over the whole picture
+Values = TypeVar("Values", NDArray[Any], torch.Tensor)
 
 
 def open_picture(path: Path, channels_first: bool) -> NDArray[Any]:
@@ -53,9 +55,14 @@ def open_picture(path: Path, channels_first: bool) -> NDArray[Any]:
     return image.permute(1, 2, 0).numpy()
 
 
+def measured(values: Values, nodata: float) -> Values:
+    """Where the values are not ``nodata``, which may be NaN: that is not even equal to itself."""
+    return values == values if math.isnan(nodata) else values != nodata
+
+
 def has_data(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
     """Which of the pixels ``[h, w, bands]`` are not ``nodata`` in every band."""
-    return np.ones(pixels.shape[:2], bool) if nodata is None else (pixels != nodata).any(2)
+    return np.ones(pixels.shape[:2], bool) if nodata is None else measured(pixels, nodata).any(2)
 
 
 def statistics(args: argparse.Namespace, bands: int) -> tuple[list[float], list[float]]:
@@ -66,8 +73,8 @@ def statistics(args: argparse.Namespace, bands: int) -> tuple[list[float], list[
         mean, std = found["mean"], found["std"]
     else:
         pictures = PairedFolder(place, None, channels_first=args.channels_first)
-        measured = band_statistics(pictures, nodata=args.nodata, progress=True)
-        mean, std = measured.mean.tolist(), measured.std.tolist()
+        bands_found = band_statistics(pictures, nodata=args.nodata, progress=True)
+        mean, std = bands_found.mean.tolist(), bands_found.std.tolist()
     if not len(mean) == len(std) == bands:
         raise ValueError(f"{place} has {len(mean)} means and {len(std)} deviations, the picture {bands} bands")
     return mean, std
@@ -93,7 +100,12 @@ def predict(args: argparse.Namespace, picture: NDArray[Any], scratch: Path) -> N
         centre, scale = (torch.tensor(v, device=windows.device).reshape(-1, 1, 1) for v in (mean, std))
         values = windows.float()
         normalised = (values - centre) / scale.clamp_min(1e-6)
-        return normalised if args.nodata is None else normalised * (values != args.nodata)
+        if args.nodata is None:
+            return normalised
+        # In the type of the file, where it can be: float32 does not hold every double. Integers come as floats, as
+        # torch does not compare all of their types.
+        stored = windows if windows.is_floating_point() else values
+        return torch.where(measured(stored, args.nodata), normalised, 0)
 
     model = build_model(args, bands)
     logits = np.memmap(scratch, np.float32, "w+", shape=(args.classes, height, width))
@@ -168,7 +180,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--make-demo", action="store_true", help="write a picture to try it on, and nothing else")
     parser.add_argument("--channels-first", action="store_true", help="the .npy file is [bands, H, W]")
-    parser.add_argument("--nodata", type=float, help=f"value of pixels without data, which get the label {NOTHING}")
+    parser.add_argument(
+        "--nodata",
+        type=float,
+        metavar="VALUE",
+        help=f"of pixels without data, which get the label {NOTHING}: a number, with = if it is negative, as in "
+        "--nodata=-9999, or nan",
+    )
     parser.add_argument(
         "--statistics", type=Path, metavar="PLACE", help="training pictures, or a .json of mean and std"
     )

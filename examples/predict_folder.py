@@ -15,15 +15,17 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 import segzoo
-from segzoo.inference import Prediction, predict_folder
+from segzoo.inference import InstancePrediction, Prediction, predict_folder
 from segzoo.ops import component_sizes, connected_components
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -31,28 +33,51 @@ COLUMNS = ["picture", "class", "pixels", "share", "left", "top", "right", "botto
 
 
 def objects(prediction: Prediction, min_pixels: int) -> Iterator[list[Any]]:
-    """The connected parts of a mask, largest first: class, area, share of the picture, box, mean probability."""
+    """What is in the picture, a row for each: class, area, share of the picture, box, confidence.
+
+    A detector's objects come as it found them, the surest first. Of other models these are the connected parts of the
+    mask, the largest first, with their mean probability; where classes may overlap, class by class.
+    """
+    if isinstance(prediction, InstancePrediction):
+        found = zip(prediction.names, prediction.masks, prediction.boxes, prediction.confidences)
+        for name, inside, corners, confidence in found:
+            if inside.sum() >= min_pixels:
+                yield row(name, inside.sum(), inside.size, corners.round().astype(int), confidence)
+        return
+    masks = prediction.mask if prediction.multilabel else prediction.mask[None]
+    for channel, mask in enumerate(masks):
+        for rows, columns in parts(mask, min_pixels):
+            label = channel if prediction.multilabel else int(mask[rows[0], columns[0]])
+            index = label if len(prediction.scores) > 1 else 0  # a model of one class has the foreground only
+            name = prediction.classes[index] if prediction.classes else label
+            # The box as Python slices: right and bottom are the first pixels outside.
+            box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            yield row(name, len(rows), mask.size, box, prediction.probabilities[index, rows, columns].mean())
+
+
+def parts(mask: NDArray[np.uint8], min_pixels: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The connected parts of a mask, the largest first: the rows and the columns of their pixels."""
     # Class 0 is the background; background=None takes it for a class like the others, as Cityscapes' road is.
-    labels, _ = connected_components(torch.from_numpy(prediction.mask))
+    labels, _ = connected_components(torch.from_numpy(mask))
     sizes = component_sizes(labels)
     for number in sizes[1:].argsort(descending=True, stable=True) + 1:
         if sizes[number] < min_pixels:
             return
         rows, columns = (labels == number).numpy().nonzero()
-        label = int(prediction.mask[rows[0], columns[0]])
-        index = label if len(prediction.probabilities) > 1 else 0  # a model of one class has the foreground only
-        name = prediction.classes[index] if prediction.classes else label
-        # The box as Python slices: right and bottom are the first pixels outside.
-        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        confidence = prediction.probabilities[index, rows, columns].mean()
-        yield [name, len(rows), f"{len(rows) / labels.numel():.4f}", *box, f"{confidence:.3f}"]
+        yield rows, columns
+
+
+def row(name: object, pixels: int, of: int, box: Iterable[int], confidence: float) -> list[Any]:
+    """What stands in the table after the picture's name, in the order of ``COLUMNS``."""
+    return [name, pixels, f"{pixels / of:.4f}", *box, f"{confidence:.3f}"]
 
 
 def write_table(predictor: segzoo.Predictor, folder: Path, table: Path, min_pixels: int) -> dict[Path, Exception]:
     """A CSV file with a row for each object of each picture; returns what could not be read, and why."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    # Names that begin with a dot are other programs' notes, such as a Mac's ._1.jpg.
+    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not pictures:
         raise ValueError(f"there is no picture in the folder {folder}")
     failed: dict[Path, Exception] = {}

@@ -85,12 +85,17 @@ class Clip:
 def open_clip(source: Path, rate: Fraction) -> Clip:
     """A folder of numbered frames, or a video file through whichever reader there is."""
     if source.is_dir():
-        frames = [path for path in source.iterdir() if path.suffix.lower() in PICTURES]
+        # Names that begin with a dot are other programs' notes, such as a Mac's ._1.png.
+        frames = [p for p in source.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
         # By the numbers in the names: 2.png comes before 10.png.
         frames.sort(
             key=lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
         )
-        return Clip((path for path in frames), rate, len(frames), names=[path.stem for path in frames])
+        first: dict[str, Path] = {}
+        for path in frames:
+            if first.setdefault(path.stem, path) != path:
+                raise ValueError(f"{first[path.stem]} and {path} have one name: which of them is frame {path.stem!r}?")
+        return Clip((path for path in frames), rate, len(frames), names=list(first))
     if not source.exists():
         raise FileNotFoundError(f"there is no video {source}")
     if shutil.which("ffmpeg") and shutil.which("ffprobe"):
@@ -280,8 +285,12 @@ def check(args: argparse.Namespace) -> bool:
     """Refuse now what could not be done later; returns whether a video is written, not a folder."""
     if not 0 <= args.smooth < 1:
         raise ValueError(f"--smooth lies in 0…1, without 1, got {args.smooth}")
-    if args.rate is None:
-        raise ValueError("--rate is a positive number or fraction, such as 25 or 30000/1001")
+    if args.kind != "cutout" and (args.background is not None or args.classes is not None):
+        raise ValueError(f"--background and --classes are a cut-out's, not of --kind {args.kind}")
+    if args.rate is not None and to_rate(args.rate) is None:
+        raise ValueError(f"--rate is a positive number or fraction, such as 25 or 30000/1001, got {args.rate}")
+    if args.rate is not None and Path(args.source).is_file():
+        raise ValueError(f"--rate is of a folder of frames: {args.source} is a video, which has its own")
     target = Path(args.target)
     if target.exists() and target.resolve() == Path(args.source).resolve():
         raise ValueError(f"{target} is the source itself: choose another target")
@@ -308,11 +317,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("target", help="a video file (.mp4, .mov, .webm, .mkv), replaced if it is there, or a folder/")
     parser.add_argument("--kind", choices=["mask", "probability", "cutout", "overlay"], default="mask")
     parser.add_argument("--background", metavar="COLOUR", help="behind a cut-out, instead of transparency")
-    parser.add_argument("--classes", metavar="A,B", help="what a cut-out keeps, of a model with several classes")
+    parser.add_argument("--classes", metavar="A,B", help="what a cut-out keeps, by name or index")
     parser.add_argument(
         "--smooth", type=float, default=0.0, metavar="0…1", help="share of the frames before in each mask (default: 0)"
     )
-    parser.add_argument("--rate", type=to_rate, default="25", help="frames a second of a folder (default: 25)")
+    parser.add_argument("--rate", help="frames a second of a folder of frames (default: 25)")
     parser.add_argument("--mute", action="store_true", help="without the sound")
     parser.add_argument("--ffmpeg", default="", metavar="OPTIONS", help="for the encoder, such as='-crf 28 -t 10'")
     parser.add_argument("--model", default="u2net_lite.duts", help="see segzoo list (default: %(default)s)")
@@ -325,7 +334,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def convert(args: argparse.Namespace) -> int:
     """The work: returns how many frames were written."""
     target, writes_video = Path(args.target), check(args)
-    clip = open_clip(Path(args.source), args.rate)
+    clip = open_clip(Path(args.source), Fraction(25) if args.rate is None else to_rate(args.rate))
     if args.mute:
         clip.sound = []
     predictor = segzoo.Predictor(args.model, device=args.device, batch_size=args.batch_size)
@@ -333,7 +342,7 @@ def convert(args: argparse.Namespace) -> int:
         raise ValueError("--smooth is for models of classes: a detector's objects change from frame to frame")
     options: dict[str, Any] = {}
     if args.kind == "cutout":
-        classes = args.classes.split(",") if args.classes else None
+        classes = [int(c) if c.isdecimal() else c for c in args.classes.split(",")] if args.classes else None
         options = {"background": args.background, "classes": classes}
     with contextlib.closing(clip.frames):
         predictions = predictor.stream(clip.frames)

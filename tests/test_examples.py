@@ -22,8 +22,11 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import save_file
 
 import segzoo
+from segzoo.inference import InstancePrediction, Prediction, sliding_window
+from segzoo.inference.picture import Picture, read_picture
 from segzoo.models.base import SegmentationModel
 from segzoo.weights.catalog import Preprocessing
 
@@ -159,6 +162,7 @@ def test_docstring_shows_commands_that_parse(name: str, capsys: pytest.CaptureFi
         assert all(f"{option} " in helped or f"{option}]" in helped for option in options), command
 
 
+@pytest.mark.slow
 def test_a_folder_as_a_user_runs_it(tmp_path: Path) -> None:
     """The one that starts Python and the real model."""
     (tmp_path / "in").mkdir()
@@ -179,12 +183,59 @@ def test_the_table_has_each_object(bright: None, tmp_path: Path, capsys: pytest.
     make_frames(tmp_path / "in", 1)
     Image.fromarray(pixels).save(tmp_path / "in/a.png")
     (tmp_path / "in/broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "in/._a.png").write_bytes(b"a Mac's note")
     assert load("predict_folder").main([str(tmp_path / "in"), str(tmp_path / "out.csv")]) == 1
-    assert "broken.jpg is not a picture" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "broken.jpg is not a picture" in said and said.count("\n") == 1
     rows = read_table(tmp_path / "out.csv")
     found = [[row["picture"], *(int(row[k]) for k in ("pixels", "left", "top", "right", "bottom"))] for row in rows]
     assert found == [["8.png", 256, 8, 16, 24, 32], ["a.png", 400, 30, 20, 50, 40], ["a.png", 50, 3, 2, 8, 12]]
     assert float(rows[1]["share"]) == 0.2 and float(rows[1]["confidence"]) > 0.99
+
+
+def blank(height: int, width: int) -> Picture:
+    return read_picture(np.zeros((height, width, 3), np.uint8))
+
+
+def test_the_table_of_a_detector_has_its_own_boxes_names_and_confidences() -> None:
+    masks = torch.zeros(4, 1, 20, 30)
+    masks[0, 0, 2:8, 3:13] = 0.9  # 60 pixels, and beside it 2 more of the same object
+    masks[0, 0, 15, 3:5] = 0.9
+    masks[1, 0, 6:16, 10:20] = 0.8  # overlaps it
+    masks[2, 0, 0, 0] = 1.0  # too small
+    masks[3] = 1.0  # unsure
+    boxes = torch.tensor([[2.7, 2.2, 13.1, 16.0], [9.9, 6.1, 20.2, 15.8], [0, 0, 1, 1], [0, 0, 30, 20]])
+    found = {"boxes": boxes, "labels": torch.tensor([3, 1, 3, 2]), "scores": torch.tensor([0.75, 0.99, 0.6, 0.1])}
+    names = ("background", "person", "dog", "cat")
+    prediction = InstancePrediction(blank(20, 30), {**found, "masks": masks}, classes=names)
+    assert list(load("predict_folder").objects(prediction, 5)) == [
+        ["person", 100, f"{100 / 600:.4f}", 10, 6, 20, 16, "0.990"],
+        ["cat", 62, f"{62 / 600:.4f}", 3, 2, 13, 16, "0.750"],
+    ]
+
+
+@pytest.mark.parametrize("classes", [("road", "car", "person"), None])
+def test_the_table_of_classes_that_overlap_goes_class_by_class(classes: tuple[str, ...] | None) -> None:
+    scores = torch.zeros(3, 20, 30)
+    scores[0, 10:] = 0.75  # the first class is one like the others
+    scores[2, 12:16, 4:8] = 1.0
+    scores[2, 2:10, 4:8] = 0.875
+    names = classes or (0, 1, 2)
+    prediction = Prediction(blank(20, 30), scores, multilabel=True, classes=classes)
+    assert list(load("predict_folder").objects(prediction, 5)) == [
+        [names[0], 300, "0.5000", 0, 10, 30, 20, "0.750"],
+        [names[2], 32, f"{32 / 600:.4f}", 4, 2, 8, 10, "0.875"],
+        [names[2], 16, f"{16 / 600:.4f}", 4, 12, 8, 16, "1.000"],
+    ]
+
+
+def test_the_table_of_several_classes() -> None:
+    scores = torch.nn.functional.one_hot(torch.tensor([[0, 0, 2, 2], [1, 0, 0, 2]]), 3).permute(2, 0, 1) * 0.5
+    prediction = Prediction(blank(2, 4), scores, classes=("background", "dog", "cat"))
+    assert list(load("predict_folder").objects(prediction, 1)) == [
+        ["cat", 3, "0.3750", 2, 0, 4, 2, "0.500"],
+        ["dog", 1, "0.1250", 0, 1, 1, 2, "0.500"],
+    ]
 
 
 def test_a_folder_of_pictures_and_what_cannot_be(
@@ -207,10 +258,34 @@ def test_a_folder_of_pictures_and_what_cannot_be(
 def test_frames_in_and_out_need_no_ffmpeg(video: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     source, target = make_frames(tmp_path / "in"), tmp_path / "out"
+    (source / "._8.png").write_bytes(b"a Mac's note")
     assert video.main([str(source), str(target), "--batch-size", "3", "--quiet"]) == 0
     assert sorted(path.name for path in target.iterdir()) == ["10.png", "11.png", "8.png", "9.png"]
     for i in range(4):
         assert np.array_equal(read_image(target / f"{8 + i}.png"), square(i) * np.uint8(255))
+
+
+class Opposites(Bright):
+    """Two classes, dark and bright, which have names of digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes, self.classes = 2, ("1", "0")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return torch.cat([-logits, logits], 1)
+
+
+def test_digits_are_the_indices_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = segzoo.Predictor
+    monkeypatch.setattr(segzoo, "Predictor", lambda model, **options: predictor(Opposites(), **options))
+    source, video = make_frames(tmp_path / "in", 2), load("predict_video")
+    for classes, expected in (("1", square(1)), ("0", ~square(1)), ("0,1", np.ones((HEIGHT, WIDTH), bool))):
+        target = tmp_path / classes
+        arguments = [str(source), f"{target}/", "--kind", "cutout", "--classes", classes, "--quiet"]
+        assert video.main(arguments) == 0
+        assert np.array_equal(read_image(target / "9.png", "RGBA")[..., 3] > 127, expected)
 
 
 def test_smoothing_is_the_exponential_average(video: ModuleType) -> None:
@@ -244,6 +319,12 @@ def test_threads_keep_the_order_and_run_only_a_little_ahead(video: ModuleType) -
         (["in", "in"], "is the source itself"),
         (["in", "out/", "--smooth", "1"], "--smooth lies in 0…1"),
         (["in", "out/", "--rate", "0"], "--rate is a positive number"),
+        (["in", "out/", "--rate", ""], "--rate is a positive number"),
+        (["some.mp4", "out/", "--rate", "3"], "--rate is of a folder of frames: some.mp4 is a video"),
+        (["in", "out/", "--kind", "mask", "--background", "white"], "are a cut-out's, not of --kind mask"),
+        (["in", "out/", "--kind", "overlay", "--classes", "0"], "are a cut-out's, not of --kind overlay"),
+        (["in", "out/", "--kind", "cutout", "--classes", "7"], "unknown class 7"),
+        (["twins", "out/"], "twins/1.bmp and twins/1.png have one name: which of them is frame '1'?"),
         (["in", "out.avi"], "is written as .mkv, .mov, .mp4, .webm, or as a folder"),
         (["in", "out.mp4", "--kind", "cutout"], "with transparency (--background puts a colour behind) is written as"),
         (["in", "no/out.mp4"], "there is no folder no"),
@@ -266,6 +347,9 @@ def test_what_cannot_be_done_is_one_sentence(
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     make_frames(tmp_path / "in", 1)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "twins").mkdir()
+    for name in ("1.png", "1.bmp", "2.png"):
+        Image.fromarray(frame(0)).save(tmp_path / "twins" / name)
     (tmp_path / "some.mp4").touch()
     assert video.main(arguments) == 2
     error = capsys.readouterr().err
@@ -438,6 +522,82 @@ def test_bands_with_a_random_model_and_statistics_of_a_file(
     assert "the model is random and its labels mean nothing" in said.err and "%" in said.out
     labels = np.load("labels.npy")
     assert labels.dtype == np.uint8 and labels.shape == (40, 80) and labels.max() < 3
+
+
+@pytest.mark.parametrize(
+    ("nodata", "dtype", "form"),
+    [
+        ("nan", np.float32, "npy"),
+        ("NaN", np.float32, "tif"),
+        ("-3.4028234663852886e38", np.float32, "npy"),
+        ("-3.4e38", np.float32, "npy"),
+        ("-1.7976931348623157e308", np.float64, "npy"),
+        ("-9999", np.int16, "npy"),
+        ("2147483647", np.int32, "npy"),
+    ],
+)
+def test_what_has_no_data_does_not_reach_its_neighbours(
+    bands: ModuleType,
+    nodata: str,
+    dtype: type,
+    form: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: np.random.Generator,
+) -> None:
+    """Labels around a hole are those of the same picture with the hole at the mean, for a model that looks around."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(4, 3, 5, padding=2)
+    monkeypatch.setattr(bands, "build_model", lambda args, count: model)
+    picture = rng.integers(0, 200, (40, 50, 4)).astype(dtype)
+    if np.issubdtype(dtype, np.floating):
+        picture /= 256  # deviations below 1: dividing float32's least value by them overflows
+    hole = np.zeros((40, 50), bool)
+    hole[5:20, 10:30] = hole[39, 49] = True
+    mean, std = picture[~hole].mean(0, np.float64), picture[~hole].std(0, dtype=np.float64)
+    (tmp_path / "train.json").write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
+    filled = picture.astype(np.float64)
+    filled[hole] = mean
+    filled[0, 0, 1] = mean[1]  # one band alone has none
+    np.save(tmp_path / "filled.npy", filled)
+    picture[hole] = picture[0, 0, 1] = float(nodata)
+    if form == "tif":
+        tifffile = pytest.importorskip("tifffile")
+        tifffile.imwrite(tmp_path / "scene.tif", picture, planarconfig="contig", photometric="minisblack")
+    else:
+        np.save(tmp_path / "scene.npy", picture)
+    options = ["--classes", "3", "--window", "32", "--device", "cpu", "--statistics", str(tmp_path / "train.json")]
+    labels, expected = tmp_path / "labels.npy", tmp_path / "expected.npy"
+    assert bands.main([str(tmp_path / f"scene.{form}"), str(labels), *options, f"--nodata={nodata}"]) == 0
+    assert bands.main([str(tmp_path / "filled.npy"), str(expected), *options]) == 0
+    assert np.array_equal(np.load(labels), np.where(hole, 255, np.load(expected)))
+    if dtype in (np.float32, np.int16):  # what data sets hold, where the picture's own statistics come from
+        assert bands.main([str(tmp_path / f"scene.{form}"), str(labels), *options[:6], f"--nodata={nodata}"]) == 0
+        measured = np.load(labels)
+        assert np.array_equal(measured == 255, hole) and (measured == np.load(expected))[~hole].mean() > 0.99
+
+
+def test_the_readme_line_for_bands_works_as_written(
+    bands: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.strip().startswith("python examples/predict_bands.py ")]
+    words = line.partition("#")[0].split()[2:]
+    monkeypatch.chdir(tmp_path)
+    picture = rng.integers(0, 5000, (64, 48, 5)).astype(np.uint16)
+    np.save(words[0], picture)
+    torch.manual_seed(0)
+    model = segzoo.u2net_lite(weights=None, in_channels=5).eval()
+    pixels = picture.astype(np.float64)
+    x = torch.from_numpy((pixels - pixels.mean((0, 1))) / pixels.std((0, 1))).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        logits = sliding_window(model, x, 512)[0, 0].numpy()
+        middle = float(np.median(logits))
+        model.out_conv.bias -= middle  # half of the pixels are the object's
+    expected = logits > middle
+    save_file(model.state_dict(), words[words.index("--weights") + 1])
+    assert bands.main(words) == 0
+    assert 0.4 < expected.mean() < 0.6 and (read_image(Path(words[1]), "P") == expected).mean() > 0.99
 
 
 @pytest.mark.parametrize(
