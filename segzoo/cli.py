@@ -158,7 +158,7 @@ def _add_evaluate(commands: Any) -> None:
         "--precision", choices=["auto", "fp32", "bf16", "fp16"], help="of the computation (default: auto, fp32)"
     )
     model.add_argument("--batch-size", type=int, metavar="N", help="pictures at once (default: 1)")
-    _add_looks(model)
+    _add_better(model)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -192,20 +192,7 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="open pictures of up to N pixels, if you trust them (default: what Pillow opens, about 179 million)",
     )
-    better = parser.add_argument_group("better masks, for more time")
-    _add_looks(better)
-    better.add_argument(
-        "--refine",
-        choices=["guided", "crf"],
-        help="draw rims to the picture's edges: by a guided filter (quick), or a conditional random field",
-    )
-    better.add_argument("--largest", action="store_true", help="keep the largest object only")
-    better.add_argument(
-        "--min-area",
-        type=float,
-        metavar="A",
-        help="fill holes and drop specks smaller than A pixels; below 1: than that share of the picture",
-    )
+    _add_better(parser.add_argument_group("better masks, for more time"))
     folder = parser.add_argument_group("several pictures")
     folder.add_argument("--recursive", action="store_true", help="follow folders in the folder")
     folder.add_argument(
@@ -218,8 +205,8 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     folder.add_argument("--quiet", action="store_true", help="no progress bar and no summary; failures are still named")
 
 
-def _add_looks(parser: Any) -> None:
-    """What a prediction is put together from."""
+def _add_better(parser: Any) -> None:
+    """What a prediction is put together from, and what becomes of it."""
     parser.add_argument(
         "--tta",
         metavar="HOW",
@@ -231,6 +218,21 @@ def _add_looks(parser: Any) -> None:
         type=int,
         metavar="PIXELS",
         help="look at the picture at its own size, in overlapping windows: for models of small things",
+    )
+    parser.add_argument(
+        "--refine",
+        choices=["guided", "crf"],
+        help="draw rims to the picture's edges: by a guided filter (quick), or a conditional random field (seconds for "
+        "each megapixel)",
+    )
+    parser.add_argument(
+        "--largest", action="store_true", help="keep the largest connected part of each object only; not with classes"
+    )
+    parser.add_argument(
+        "--min-area",
+        type=float,
+        metavar="A",
+        help="fill holes and drop specks smaller than A pixels; below 1: than that share of the picture",
     )
 
 
@@ -380,7 +382,8 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     model: Any = args.model
     if args.weights:
         model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
-    return segzoo.Predictor(
+    postprocess = _postprocess(args)
+    predictor = segzoo.Predictor(
         model,
         device=args.device,
         precision=args.precision,
@@ -388,9 +391,12 @@ def _predictor(args: argparse.Namespace) -> Predictor:
         tile=args.tile,
         batch_size=args.batch_size,
         min_max=args.min_max,
-        postprocess=_postprocess(args),
+        postprocess=postprocess,
         progress=args.tile is not None and not args.quiet and _one_picture(args),
     )
+    if args.largest and predictor.shares_pixels:
+        raise ValueError(f"--largest keeps one object, and {args.model} has several classes: give --min-area")
+    return predictor
 
 
 def _one_picture(args: argparse.Namespace) -> bool:
@@ -411,15 +417,18 @@ def _tta(how: str | None) -> Any:
 
 def _postprocess(args: argparse.Namespace) -> Callable[[Prediction], Prediction] | None:
     """What becomes of each prediction before it is written."""
-    refine, largest, min_area = (getattr(args, name, None) for name in ("refine", "largest", "min_area"))
+    refine, largest, min_area = args.refine, args.largest, args.min_area
+    if min_area is not None and not 0 <= min_area < float("inf"):
+        raise ValueError(f"--min-area is {min_area:g}, expected pixels, or a share of the picture below 1")
     if not (refine or largest or min_area):
         return None
 
     def better(prediction: Prediction) -> Prediction:
         prediction = prediction.refined(refine) if refine else prediction
-        tidied = largest or min_area
-        return prediction.tidied(largest=bool(largest), min_area=min_area or 0) if tidied else prediction
+        return prediction.tidied(largest=largest, min_area=min_area or 0) if largest or min_area else prediction
 
+    steps = {f"refine {refine}": refine, "largest": largest, f"min-area {min_area}": min_area}
+    better.__name__ = ", ".join(step for step, taken in steps.items() if taken)
     return better
 
 
@@ -454,7 +463,8 @@ def _name_failed(failed: Mapping[Path, Exception]) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     _check_outputs(args)
     model_only = {"--weights": args.weights, "--device": args.device, "--precision": args.precision}
-    model_only |= {"--batch-size": args.batch_size, "--tta": args.tta, "--tile": args.tile}
+    model_only |= {"--batch-size": args.batch_size, "--tta": args.tta, "--tile": args.tile, "--refine": args.refine}
+    model_only |= {"--largest": args.largest or None, "--min-area": args.min_area}
     if given := [name for name, value in model_only.items() if value is not None and args.model is None]:
         raise ValueError(f"{given[0]} is for a model to predict with: give --model, too")
     from segzoo.inference import evaluate

@@ -11,13 +11,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 from test_u2net import tiny
 from torch import Tensor, nn
 
 import segzoo
 from segzoo.cli import main
-from segzoo.inference import Prediction, evaluate, multi_scale, preprocess, read_picture, sliding_window
+from segzoo.inference import (
+    Prediction,
+    average_predictions,
+    evaluate,
+    multi_scale,
+    predict_folder,
+    preprocess,
+    read_picture,
+    sliding_window,
+)
 from segzoo.inference.instances import InstancePrediction
+from segzoo.inference.preprocessing import normalise, resized_pixels
 from segzoo.inference.tidying import tidied_probabilities
 from segzoo.models import SegmentationModel
 from segzoo.weights import Preprocessing
@@ -79,10 +90,14 @@ def test_windows_of_a_local_model_are_the_whole_picture(height: int, width: int,
 def test_windows_and_scales_together() -> None:
     model = Filter(2)
     x = picture(50, 70)
-    whole = segzoo.Predictor(model, tta=(0.5, 1.5))(x)
     found = segzoo.Predictor(model, tta=(0.5, 1.5), tile=(24, 32))(x)
-    torch.testing.assert_close(found.scores, whole.scores, atol=1e-5, rtol=0)
-    assert whole.scores.shape == (2, 75, 105)
+    inputs = []
+    for scale in (0.5, 1.5):
+        pixels = resized_pixels(read_picture(x), model.preprocessing, scale)
+        inputs.append(normalise(pixels, model.preprocessing, brightest=int(pixels.max()))[None])
+    whole = average_predictions(model, inputs, (50, 70))
+    torch.testing.assert_close(found.scores[None], whole, atol=1e-5, rtol=0)
+    assert segzoo.Predictor(model, tta=(0.5, 1.5))(x).scores.shape == (2, 75, 105)
     named = sliding_window(model, preprocess(read_picture(x), model.preprocessing), 24)
     torch.testing.assert_close(named.softmax(0), segzoo.Predictor(model, tile=24)(x).scores, atol=1e-5, rtol=0)
 
@@ -208,6 +223,63 @@ def test_detections_keep_their_kind() -> None:
     assert len(none.tidied(largest=True).refined()) == 0
 
 
+def test_objects_without_pixels_go_from_detections_with_all_that_is_theirs() -> None:
+    masks = torch.zeros(4, 1, 40, 60)
+    masks[0, 0, 5:20, 5:20] = 0.9
+    masks[1, 0, 1:3, 1:3] = 0.95  # a speck
+    masks[2, 0, 25:38, 30:50] = 0.8
+    masks[2, 0, 0:2, 55:58] = 0.8  # and a speck of its own
+    masks[3, 0, 30:35, 2:9] = 0.3  # below the threshold
+    boxes = torch.tensor([[4.5, 5, 20, 20], [1, 1, 3, 3], [30, 0, 58, 38], [2, 30, 9, 35]])
+    found = InstancePrediction(
+        read_picture(picture(40, 60)),
+        {"boxes": boxes, "labels": torch.tensor([2, 1, 3, 1]), "scores": torch.tensor([0.9, 0.8, 0.7, 0.6])}
+        | {"masks": masks},
+        classes=("background", "a", "b", "c"),
+    )
+    tidy = found.tidied(min_area=10)
+    assert isinstance(tidy, InstancePrediction)
+    assert len(tidy) == 2 == len(tidy.scores) == len(tidy.masks) and tidy.names == ["b", "c"]
+    assert tidy.boxes.tolist() == [[4.5, 5, 20, 20], [30, 25, 50, 38]]  # only what lost pixels has another
+    assert tidy.confidences.tolist() == found.confidences[[0, 2]].tolist() and tidy.mask.max() == 2
+    assert tidy.boxes.dtype == np.float32 and tidy.labels.dtype == np.int64
+    assert len(found) == 4 and found.boxes.tolist() == boxes.tolist()
+    gone = found.tidied(min_area=1000)
+    assert len(gone) == 0 and gone.names == [] and gone.boxes.shape == (0, 4) and gone.mask.max() == 0
+
+
+def test_classes_are_tidied_the_same_whichever_a_frame_shows() -> None:
+    """A ring alone, and with another class far away: what it encloses fares the same."""
+    ring = np.zeros((12, 20), int)
+    ring[2:6, 2:6] = 1
+    ring[3:5, 3:5] = 0
+    both = ring.copy()
+    both[:, 14:] = 2
+    tidy = [prediction(np.eye(3)[labels].transpose(2, 0, 1)).tidied(min_area=6).mask for labels in (ring, both)]
+    np.testing.assert_array_equal(tidy[0][:, :10], tidy[1][:, :10])
+    with pytest.raises(ValueError, match="holes are one object's, this model has 3 classes"):
+        prediction(np.eye(3)[ring].transpose(2, 0, 1)).tidied(holes=3)
+
+
+def test_options_of_refining_get_one_sentence() -> None:
+    one = prediction(disc_and_speck())
+    for method, options, words in (
+        ("guided", {"radios": 3}, "unknown option of refined\\('guided'\\) 'radios': did you mean 'radius'"),
+        ("guided", {"multilabel": True}, "unknown option .* 'multilabel': .*Known: eps, radius, subsample"),
+        ("crf", {"eps": 1e-4}, "unknown option of refined\\('crf'\\) 'eps'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            one.refined(method, **options)  # type: ignore[arg-type]
+    assert one.refined("guided", radius=2, eps=1e-3).scores.shape == (1, 60, 90)
+
+
+def test_a_hard_rim_has_nothing_to_clean() -> None:
+    one = prediction(disc_and_speck())
+    for call in (one.cutout, lambda **options: one.render("cutout", **options)):
+        with pytest.raises(ValueError, match="clean_rim is of soft rims"):
+            call(hard=True, clean_rim=True)
+
+
 def test_a_clean_rim_has_the_foregrounds_colours() -> None:
     """Red on blue, mixed at a soft rim: the cut-out's rim is red again, and what is opaque is as it was."""
     alpha = disc_and_speck(steep=2.0).astype(np.float32)
@@ -235,6 +307,53 @@ def test_the_predictor_postprocesses_everything_it_gives() -> None:
     assert predictor(picture()) is not seen[-1]
 
 
+def test_postprocessing_that_fails_costs_one_picture(tmp_path: Path) -> None:
+    def fails_on_dark(found: Prediction) -> Prediction:
+        if found.picture.pixels.max() == 0:
+            raise ValueError("nothing to see")
+        return found
+
+    predictor = segzoo.Predictor(Filter(), postprocess=fails_on_dark)
+    pictures = [picture(), np.zeros((4, 5, 3), np.uint8), picture()]
+    kinds = [type(o).__name__ for o in predictor.stream(pictures, errors="return")]
+    assert kinds == ["Prediction", "ValueError", "Prediction"]
+    with pytest.raises(ValueError, match="nothing to see"):
+        predictor(pictures)
+    for i, one in enumerate(pictures):
+        Image.fromarray(one).save(tmp_path / f"{i}.png")
+    report = predict_folder(predictor, tmp_path, tmp_path / "out")
+    assert [p.name for p in report.failed] == ["1.png"] and len(report.written) == 2
+    masks = segzoo.Predictor(Filter(), postprocess=lambda p: p.mask)  # type: ignore[arg-type, return-value]
+    for pictures in (picture(), [picture(), picture()]):
+        with pytest.raises(TypeError, match="postprocess must return a Prediction, got ndarray"):
+            masks(pictures)
+    with pytest.raises(TypeError, match="postprocess is a function of a Prediction, got 'guided'"):
+        segzoo.Predictor(Filter(), postprocess="guided")  # type: ignore[arg-type]
+
+
+def test_scales_are_made_one_at_a_time_and_windows_take_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = Filter(), []
+    predictor = segzoo.Predictor(model, tta=(2.0, 1.0, 0.5), tile=24, batch_size=8)
+    predictor.model.register_forward_pre_hook(lambda *_: made.append("window"))
+    monkeypatch.setattr(
+        "segzoo.inference._views.resized_pixels", lambda *a: made.append(f"scale {a[2]:g}") or resized_pixels(*a)
+    )
+    predictor(picture())
+    assert made[0] == "scale 2" and made.index("scale 0.5") > made.index("window") < made.index("scale 1")
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield picture(6, 7, taken)
+
+    stream = predictor.stream(endless(), workers=1)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert taken <= 3
+
+
 def test_the_command_line_has_them_all(coffee: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     better = ["--tta", "flip", "--refine", "guided", "--largest", "--min-area", "0.001"]
     assert main(["cutout", str(coffee), str(tmp_path / "a.png"), *better, "--clean-rim"]) == 0
@@ -246,11 +365,35 @@ def test_the_command_line_has_them_all(coffee: Path, tmp_path: Path, capsys: pyt
         (["--tta", "1,x"], "--tta is '1,x', expected flip, multi-scale, or scales"),
         (["--tta", "flp"], "--tta is 'flp', expected"),
         (["--tile", "-3"], "tile must be a positive int"),
-        (["--min-area", "-1"], "the area is -1.0"),
+        (["--min-area", "-1"], "--min-area is -1, expected pixels, or a share"),
+        (["--min-area", "nan"], "--min-area is nan"),
     ):
         assert main(["predict", str(tmp_path / "b.png"), str(tmp_path / "c.png"), *wrong]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "c.png").exists()
+
+
+def test_evaluate_takes_them_too(coffee: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", str(coffee), str(tmp_path / "mask.png")]
+    Image.fromarray(np.full((400, 600), 255, np.uint8)).save(tmp_path / "mask.png")
+    assert main([*arguments, "--refine", "guided"]) == 2
+    assert "--refine is for a model to predict with: give --model, too" in capsys.readouterr().err
+    better = ["--model", "u2net_lite.duts", "--refine", "guided", "--largest", "--min-area", "9", "--json", "-"]
+    assert main([*arguments, *better]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings["postprocess"] == "refine guided, largest, min-area 9.0"
+
+
+def test_largest_is_refused_before_the_work_with_several_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(segzoo.create_model("lraspp_mobilenet_v3_large", weights=None).state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "in/a.png")
+    model = ["--model", "lraspp_mobilenet_v3_large", "--weights", str(tmp_path / "w.safetensors"), "--largest"]
+    assert main(["predict", str(tmp_path / "in"), str(tmp_path / "out"), *model]) == 2
+    assert "--largest keeps one object, and lraspp" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_evaluate_says_how_the_model_looked(tmp_path: Path) -> None:
@@ -262,4 +405,5 @@ def test_evaluate_says_how_the_model_looked(tmp_path: Path) -> None:
     found = evaluate(tmp_path / "pictures", tmp_path / "masks", model=model)
     settings = json.loads(found.to_json())["settings"]
     assert (settings["scales"], settings["hflip"], settings["tile"]) == ([1.0], True, [24, 24])
+    assert settings["min_max"] is False and "postprocess" not in settings
     assert "hflip" not in evaluate(tmp_path / "pictures", tmp_path / "masks", model=Filter()).settings

@@ -33,16 +33,29 @@ def convolutions(radius: int, in_channels: int = 2, classes: int = 2) -> nn.Sequ
 
 
 def by_hand(
-    model: Callable[[Tensor], Tensor], x: np.ndarray, size: int, overlap: float, margin: int, blend: str
+    model: Callable[[Tensor], Tensor],
+    x: np.ndarray,
+    size: int,
+    overlap: float,
+    margin: int,
+    blend: str,
+    multiple: int,
 ) -> np.ndarray:
     """One picture ``[C, H, W]``: a weight map for every window, their sum, and a division, in float64."""
     height, width = x.shape[-2:]
-    rows, columns = min(size, height), min(size, width)
     stride = max(1, int(round(size * (1 - overlap), 6)))
+    grid = next(multiple // 2**i for i in range(9) if multiple // 2**i <= stride)
+    stride -= stride % grid
+
+    def starts(side: int) -> list[int]:
+        last = int(np.ceil(max(0, side - size) / grid)) * grid
+        return sorted({min(i * stride, last) for i in range(side)})
+
     total: np.ndarray | float = 0.0
     weights = np.zeros((height, width))
-    for top in sorted({min(i * stride, height - rows) for i in range(height)}):
-        for left in sorted({min(i * stride, width - columns) for i in range(width)}):
+    for top in starts(height):
+        for left in starts(width):
+            rows, columns = min(size, height - top), min(size, width - left)
             y, z = np.mgrid[:rows, :columns].astype(np.float64)
             weight = np.ones((rows, columns))
             if blend == "gaussian":
@@ -77,18 +90,21 @@ def allowed(size: int, overlap: float, margin: int) -> int:
     width=st.integers(1, 20),
     tiling=tilings,
     batch_size=st.sampled_from([1, 2, 5]),
+    multiple=st.sampled_from([1, 2, 3, 4, 32]),
     seed=st.integers(0, 99),
 )
 def test_it_is_the_blend_written_out(
-    height: int, width: int, tiling: tuple[int, float, int, str], batch_size: int, seed: int
+    height: int, width: int, tiling: tuple[int, float, int, str], batch_size: int, multiple: int, seed: int
 ) -> None:
     size, overlap, margin, blend = tiling
     margin = allowed(size, overlap, margin)
     x = np.random.default_rng(seed).normal(size=(2, height, width))
     model = convolutions(4)  # looks further than the margin: each window has another opinion
-    found = sliding_window(model, torch.from_numpy(x).float(), size, overlap, margin, blend, batch_size=batch_size)
+    found = sliding_window(
+        model, torch.from_numpy(x).float(), size, overlap, margin, blend, batch_size=batch_size, multiple=multiple
+    )
     assert found.shape == (2, height, width) and found.dtype == torch.float32
-    expected = by_hand(model.double(), x, size, overlap, margin, blend)
+    expected = by_hand(model.double(), x, size, overlap, margin, blend, multiple)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
 
 
@@ -113,6 +129,37 @@ def test_exact_where_the_margin_covers_what_the_model_sees(
     model, x = convolutions(radius), torch.randn(batch, 2, height, width)
     found = sliding_window(model, x, size, overlap, radius, blend, batch_size=batch_size)
     torch.testing.assert_close(found, model(x), atol=1e-5, rtol=0)
+
+
+class Strided(nn.Module):
+    """Sees four pixels as one on its way; a receptive radius below 12."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(nn.functional.max_pool2d(self.first(x), 4, ceil_mode=True))
+        return nn.functional.interpolate(y, scale_factor=4)[..., : x.shape[-2], : x.shape[-1]]
+
+
+@given(
+    height=st.integers(1, 130), width=st.integers(1, 130), size=st.integers(36, 70), batch_size=st.sampled_from([1, 3])
+)
+def test_exact_with_strides_where_windows_begin_on_their_grid(
+    height: int, width: int, size: int, batch_size: int
+) -> None:
+    model, x = Strided().requires_grad_(False), torch.randn(1, 1, height, width)
+    found = sliding_window(model, x, size, 0.7, 12, multiple=4, batch_size=batch_size)
+    torch.testing.assert_close(found, model(x), atol=1e-5, rtol=0)
+
+
+def test_off_the_grid_of_strides_it_would_not_be() -> None:
+    """What `multiple` is for; its default serves strides up to 32."""
+    model, x = Strided().requires_grad_(False), torch.randn(1, 1, 202, 202)
+    assert (sliding_window(model, x, 64, margin=12, multiple=1) - model(x)).abs().max() > 0.1
+    torch.testing.assert_close(sliding_window(model, x, 64, margin=12), model(x), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("blend", BLENDS)
@@ -160,14 +207,17 @@ def test_windows_begin_at_multiples_of_the_stride_and_the_last_end_with_the_pict
         seen.extend(x[:, 0, 0, 0].int().tolist())
         return x
 
-    sliding_window(model, positions, (3, 40), 0.5)
-    assert seen == [0, 20, 40, 60]
-    seen.clear()
-    sliding_window(model, positions, (3, 42), 0.5, batch_size=3)
-    assert seen == [0, 21, 42, 58]
-    seen.clear()
-    sliding_window(model, positions, (3, 10), 0.8)
-    assert seen[:3] == [0, 2, 4]
+    def starts(*arguments: object, **options: object) -> list[int]:
+        seen.clear()
+        sliding_window(model, positions, *arguments, **options)  # type: ignore[arg-type]
+        return seen
+
+    assert starts((3, 40), 0.5, multiple=1) == [0, 20, 40, 60]
+    assert starts((3, 42), 0.5, multiple=1, batch_size=3) == [0, 21, 42, 58]
+    assert starts((3, 10), 0.8, multiple=1)[:3] == [0, 2, 4]
+    assert starts((3, 40), 0.5) == [0, 16, 32, 48, 64]  # a stride of 20 begins on 16
+    assert starts((3, 42), 0.2, multiple=8) == [0, 32, 64]
+    assert starts((3, 64), 0.5, multiple=8) == [0, 32, 40]
 
 
 def test_what_is_not_finite_in_the_margin_does_not_count() -> None:
@@ -189,7 +239,7 @@ def test_height_and_width_have_their_own_windows_and_margins() -> None:
         y[:, :, :2] = y[:, :, -2:] = 1
         return y
 
-    found = sliding_window(model, torch.zeros(1, 1, 40, 60), (12, 30), 0.5, (2, 0), batch_size=2)
+    found = sliding_window(model, torch.zeros(1, 1, 40, 60), (12, 30), 0.5, (2, 0), batch_size=2, multiple=1)
     assert {shape[2:] for shape in shapes} == {(12, 30)} and max(shape[0] for shape in shapes) == 2
     assert not found[:, :, 2:-2].any() and found[:, :, :2].all()
 
@@ -250,7 +300,7 @@ def test_only_windows_of_the_picture_are_read_and_little_memory_is_held(tmp_path
     out = np.memmap(tmp_path / "y", np.float32, "w+", shape=(2, 300, 400))
     out[:] = np.nan  # what was there before does not count
     model = convolutions(2, in_channels=3)
-    found = sliding_window(model, pixels.view(Watched), 64, batch_size=4, prepare=prepare, out=out)
+    found = sliding_window(model, pixels.view(Watched), 64, batch_size=4, multiple=1, prepare=prepare, out=out)
     assert set(read) == {(64, 64, 3)} and len(seen) == -(-len(read) // 4) and max(alive) <= 2
     assert found.data_ptr() == out.ctypes.data
     expected = model(torch.from_numpy(pixels / 255).float().permute(2, 0, 1)[None])[0]
@@ -288,7 +338,7 @@ def test_padding_gives_the_model_one_size_only() -> None:
     found = sliding_window(fixed, x, 16, batch_size=2, pad=True)
     assert shapes == {(2, 2, 16, 16)} and found.shape == (1, 2, 9, 30)
     # Zeros beside a picture are what a convolution pads with, but for the biases of layers before.
-    torch.testing.assert_close(found[:, :, :7], model(x)[:, :, :7], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[:, :, :7, :28], model(x)[:, :, :7, :28], atol=1e-5, rtol=0)
     sliding_window(fixed, torch.randn(1, 2, 3, 3), 16, batch_size=2, pad=True)
     assert len(shapes) == 1
 
@@ -297,7 +347,7 @@ def test_an_exported_program_of_one_size() -> None:
     model, x = convolutions(2), torch.randn(1, 2, 20, 37)
     program = torch.export.export(model.eval(), (torch.zeros(2, 2, 16, 16),)).module()
     found = sliding_window(program, x, 16, batch_size=2, pad=True)
-    torch.testing.assert_close(found, model(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[..., :18, :35], model(x)[..., :18, :35], atol=1e-5, rtol=0)
     small = sliding_window(program, x[..., :5, :6], 16, batch_size=2, pad=True)
     assert small.shape == (1, 2, 5, 6)
 

@@ -86,7 +86,7 @@ class SalientScorer(Scorer):
             return "the grey values of the files"
         if self.metric.normalize:
             return (
-                f"maps of {model} stretched to 0…1 at the model's size, made 8 bit and resized to the picture's "
+                f"maps of {model} stretched to 0…1 at the size they come at, made 8 bit and resized to the picture's "
                 "(U²-Net's own evaluation)"
             )
         return f"probabilities of {model} resized to the picture's size"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from segzoo._errors import unknown_name
-from segzoo.inference.multiscale import SCALES, average_predictions, checked_scales
+from segzoo.inference.multiscale import SCALES, average_predictions, checked_scales, scaled_size
 from segzoo.inference.picture import Picture
 from segzoo.inference.preprocessing import normalise, resized_pixels
 from segzoo.inference.tiling import check_tiling, sliding_window
@@ -54,69 +53,91 @@ class Views:
         """Whether a picture goes through the model just once, whole, as its preprocessing has it."""
         return self == Views()
 
-    def of(self, picture: Picture, preprocessing: Preprocessing) -> list[Input]:
-        """The picture at each scale, resized from its own pixels."""
-        if self.tile is not None:
-            preprocessing = replace(preprocessing, size=None)
-        found = []
-        for scale in self.scales:
-            pixels = resized_pixels(picture, preprocessing, scale)
-            brightest = int(pixels.max())
-            whole = self.tile is None  # pixels of windows stay 8 bit: the picture may be as large as memory allows
-            found.append(Input(normalise(pixels, preprocessing, brightest=brightest) if whole else pixels, brightest))
-        return found
+    def sizes(self, picture: Picture, preprocessing: Preprocessing) -> tuple[tuple[int, int], ...]:
+        """Height and width of the picture at each scale."""
+        size = self._rule(preprocessing).size_for(picture.size)
+        return tuple(scaled_size(size, scale) for scale in self.scales)
+
+    def at(self, picture: Picture, preprocessing: Preprocessing, scale: float) -> Input:
+        """The picture at a scale, resized from its own pixels."""
+        pixels = resized_pixels(picture, self._rule(preprocessing), scale)
+        brightest = int(pixels.max())
+        whole = self.tile is None  # pixels of windows stay 8 bit: the picture may be as large as memory allows
+        return Input(normalise(pixels, preprocessing, brightest=brightest) if whole else pixels, brightest)
+
+    def first(self, picture: Picture, preprocessing: Preprocessing) -> Input:
+        """What can be made before the model is free; the other scales are made one at a time when they are wanted."""
+        return self.at(picture, preprocessing, self.scales[0])
 
     def probabilities(
         self,
         model: Any,
-        batch: Sequence[Sequence[Input]],
+        batch: Sequence[tuple[Picture, Input]],
         to_device: Callable[[Tensor], Tensor],
         *,
         batch_size: int,
         progress: bool,
     ) -> Tensor:
-        """float32 ``[N, classes, h, w]`` of pictures whose inputs have the same sizes, at the largest of these.
+        """float32 ``[N, classes, h, w]`` of pictures of the same sizes: at the largest, or with a tile their own.
 
         Args:
             model: A ``SegmentationModel``.
-            batch: The inputs of each picture.
+            batch: Pictures and their first inputs.
             to_device: Puts what a model takes where the model is, in its floating point type.
             batch_size: Of windows.
             progress: Whether windows show a bar.
         """
-        sizes = [(one.x.shape[-2], one.x.shape[-1]) for one in batch[0]]
-        size = max(sizes, key=lambda s: s[0] * s[1])
+        rule = model.preprocessing
+
+        def inputs(pictures: Sequence[tuple[Picture, Input]]) -> Iterator[list[Input]]:
+            for i, scale in enumerate(self.scales):
+                yield [first if i == 0 else self.at(picture, rule, scale) for picture, first in pictures]
+
         if self.tile is None:
-            inputs = (to_device(torch.stack([views[i].x for views in batch])) for i in range(len(sizes)))
-            return average_predictions(model, inputs, size, hflip=self.hflip, multilabel=model.multilabel)
+            size = max(self.sizes(batch[0][0], rule), key=lambda s: s[0] * s[1])
+            stacked = (to_device(torch.stack([one.x for one in ones])) for ones in inputs(batch))
+            return average_predictions(model, stacked, size, hflip=self.hflip, multilabel=model.multilabel)
         found = []
-        for views in batch:  # a picture that needs windows is enough at once
-            windows = partial(
-                self._windows, model, to_device=to_device, views=views, batch_size=batch_size, progress=progress
+        for picture, first in batch:
+            windows = _Windows(model, self.tile, to_device, batch_size, progress)
+            shown = (windows.of(ones[0]) for ones in inputs([(picture, first)]))
+            found.append(
+                average_predictions(windows, shown, picture.size, hflip=self.hflip, multilabel=model.multilabel)
             )
-            inputs = (one.x[None] for one in views)
-            found.append(average_predictions(windows, inputs, size, hflip=self.hflip, multilabel=model.multilabel))
         return torch.cat(found)
 
-    def _windows(
-        self,
-        model: Any,
-        x: Tensor,
-        *,
-        to_device: Callable[[Tensor], Tensor],
-        views: Sequence[Input],
-        batch_size: int,
-        progress: bool,
-    ) -> Tensor:
-        assert self.tile is not None
-        brightest = next(one.brightest for one in views if one.x.shape[-2:] == x.shape[-2:])
+    def _rule(self, preprocessing: Preprocessing) -> Preprocessing:
+        return preprocessing if self.tile is None else replace(preprocessing, size=None)
 
-        def prepare(windows: Tensor) -> Tensor:
-            return to_device(normalise(windows, model.preprocessing, brightest=brightest))
 
+class _Windows:
+    """The logits of a whole picture, from 8-bit pixels ``[1, C, H, W]``, window by window."""
+
+    def __init__(
+        self, model: Any, tile: tuple[int, int], to_device: Callable[[Tensor], Tensor], batch_size: int, progress: bool
+    ) -> None:
+        self.model, self.tile, self.to_device = model, tile, to_device
+        self.batch_size, self.progress = batch_size, progress
+        self.brightest = 0
+
+    def of(self, one: Input) -> Tensor:
+        """The pixels of an input, which the next calls are about."""
+        self.brightest = one.brightest
+        return one.x[None]
+
+    def __call__(self, x: Tensor) -> Tensor:
         return sliding_window(
-            model, x, self.tile, batch_size=batch_size, prepare=prepare, device="cpu", progress=progress
+            self.model,
+            x,
+            self.tile,
+            batch_size=self.batch_size,
+            prepare=self._prepare,
+            device="cpu",
+            progress=self.progress,
         )
+
+    def _prepare(self, windows: Tensor) -> Tensor:
+        return self.to_device(normalise(windows, self.model.preprocessing, brightest=self.brightest))
 
 
 def parse_tta(tta: TestTime, tile: int | tuple[int, int] | None) -> Views:

@@ -123,6 +123,10 @@ def evaluate(
     }
     if predictor is not None:
         evaluation.settings |= {"device": str(predictor.device), "precision": str(predictor.dtype).split(".")[-1]}
+        evaluation.settings["min_max"] = predictor.min_max
+        if predictor.postprocess is not None:
+            how = getattr(predictor.postprocess, "__name__", type(predictor.postprocess).__name__)
+            evaluation.settings["postprocess"] = how
         if not predictor.views.plain:
             evaluation.settings |= asdict(predictor.views)
     with progress_bar(len(found.pairs), progress) as bar:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segzoo._errors import unknown_name
 from segzoo._progress import progress_bar
-from segzoo.inference._forward import LogitsModel, main_logits, to_probabilities
+from segzoo.inference._forward import LogitsModel, main_logits, place_of, to_probabilities
 from segzoo.models.base import evaluating
 from segzoo.ops import resize
 
@@ -70,6 +70,8 @@ def multi_scale(
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"x is {list(x.shape)}, expected [N, C, H, W] without empty dimensions")
     height, width = x.shape[-2:]
+    _, dtype = place_of(model)
+    x = x if dtype is None else x.to(dtype)
 
     with progress_bar(len(scales), progress, unit="scales") as bar:
 

@@ -6,7 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from segzoo.registry import create_model
 
 __all__ = ["Predictor"]
 
-_Loaded: TypeAlias = tuple[Picture, list[Input]]
+_Loaded: TypeAlias = tuple[Picture, Input]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -82,6 +82,8 @@ class Predictor:
         self.dtype = _DTYPES["fp32" if precision == "auto" else precision]
         self.batch_size = batch_size
         self.min_max = min_max
+        if postprocess is not None and not callable(postprocess):
+            raise TypeError(f"postprocess is a function of a Prediction, got {postprocess!r}")
         self.postprocess = postprocess
         self.progress = progress
         if isinstance(model, str):
@@ -121,8 +123,8 @@ class Predictor:
             ValueError: If it is no picture, or broken.
         """
         if isinstance(pictures, (list, tuple)):
-            return [p for p in self.stream(pictures) if isinstance(p, Prediction)]
-        return self._predict([self._load(pictures)])[0]
+            return list(cast("Iterator[Prediction]", self.stream(pictures)))
+        return self._finished(self._predict([self._load(pictures)])[0])
 
     def stream(
         self, pictures: Iterable[PictureLike], *, workers: int = 2, errors: Literal["raise", "return"] = "raise"
@@ -152,26 +154,27 @@ class Predictor:
     def _stream(
         self, source: Iterator[PictureLike], workers: int, errors: Literal["raise", "return"]
     ) -> Iterator[Prediction | Exception]:
+        at_once = self.batch_size if self.views.tile is None else 1  # a picture that needs windows is enough
         waiting: deque[Future[_Loaded]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="segzoo-decode")
         try:
             exhausted = False
             while True:
-                while not exhausted and len(waiting) < self.batch_size + workers:
+                while not exhausted and len(waiting) < at_once + workers:
                     try:
                         waiting.append(pool.submit(self._load, next(source)))
                     except StopIteration:
                         exhausted = True
                 if not waiting:
                     return
-                batch = [waiting.popleft() for _ in range(min(self.batch_size, len(waiting)))]
+                batch = [waiting.popleft() for _ in range(min(at_once, len(waiting)))]
                 failures = [future.exception() for future in batch]
                 if errors == "raise" and any(failures):
                     raise next(failure for failure in failures if failure)
                 predictions = iter(self._predict([f.result() for f, failure in zip(batch, failures) if not failure]))
                 for failure in failures:
                     if failure is None:
-                        yield next(predictions)
+                        yield self._outcome(next(predictions), errors)
                     elif isinstance(failure, Exception):
                         yield failure
                     else:
@@ -179,21 +182,41 @@ class Predictor:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    @property
+    def shares_pixels(self) -> bool:
+        """Whether several classes share the picture, one at each pixel, instead of masks of their own."""
+        return not self.finds_instances and self.model.num_classes > 1 and not self.model.multilabel
+
     def _load(self, source: PictureLike) -> _Loaded:
         picture = read_picture(source, in_channels=self.model.in_channels)
-        return picture, self.views.of(picture, self.model.preprocessing)
+        return picture, self.views.first(picture, self.model.preprocessing)
 
     def _predict(self, loaded: Sequence[_Loaded]) -> list[Prediction]:
         """Predictions of preprocessed pictures: one batch where all have one size, else one by one."""
         if not loaded:  # all of them were bad
             return []
-        predictions = self._find_instances(loaded) if self.finds_instances else self._find_classes(loaded)
-        return predictions if self.postprocess is None else [self.postprocess(p) for p in predictions]
+        return self._find_instances(loaded) if self.finds_instances else self._find_classes(loaded)
+
+    def _outcome(self, prediction: Prediction, errors: Literal["raise", "return"]) -> Prediction | Exception:
+        """The prediction, postprocessed, or in its place what went wrong with that."""
+        try:
+            return self._finished(prediction)
+        except Exception as error:
+            if errors == "raise":
+                raise
+            return error
+
+    def _finished(self, prediction: Prediction) -> Prediction:
+        if self.postprocess is None:
+            return prediction
+        finished = self.postprocess(prediction)
+        if not isinstance(finished, Prediction):
+            raise TypeError(f"postprocess must return a Prediction, got {type(finished).__name__}")
+        return finished
 
     def _find_classes(self, loaded: Sequence[_Loaded]) -> list[Prediction]:
-        inputs = [views for _, views in loaded]
-        one_size = len({tuple(one.x.shape for one in views) for views in inputs}) == 1
-        batches = [inputs] if one_size else [[views] for views in inputs]
+        one_size = len({self.views.sizes(picture, self.model.preprocessing) for picture, _ in loaded}) == 1
+        batches = [loaded] if one_size else [[one] for one in loaded]
         scores = [score for batch in batches for score in self._scores(batch)]
         model = self.model
         return [
@@ -209,7 +232,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _find_instances(self, loaded: Sequence[_Loaded]) -> list[Prediction]:
-        found = self.model([views[0].x.to(self.device) for _, views in loaded])
+        found = self.model([first.x.to(self.device) for _, first in loaded])
         model = self.model
         return [
             InstancePrediction(
@@ -223,10 +246,10 @@ class Predictor:
         ]
 
     @torch.inference_mode()
-    def _scores(self, batch: Sequence[Sequence[Input]]) -> Tensor:
+    def _scores(self, batch: Sequence[_Loaded]) -> Tensor:
         """Probabilities, float32 ``[N, C, h, w]`` on the CPU, of pictures whose inputs have the same sizes."""
         if self.views.plain:
-            return self.scores(torch.stack([views[0].x for views in batch]))
+            return self.scores(torch.stack([first.x for _, first in batch]))
         found = self.views.probabilities(
             self.model, batch, self._to_model, batch_size=self.batch_size, progress=self.progress
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import islice, product
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,12 +30,14 @@ class _Span(NamedTuple):
 
     Args:
         start: The window's first pixel.
+        extent: How many pixels it has.
         low: The first pixel of the picture that it says something about.
         high: One more than the last.
         weight: What it counts for there, float32 ``[high - low]``; at each pixel all windows' weights add up to 1.
     """
 
     start: int
+    extent: int
     low: int
     high: int
     weight: Tensor
@@ -51,6 +53,7 @@ def sliding_window(
     blend: Blend = "gaussian",
     *,
     batch_size: int = 1,
+    multiple: int = 32,
     pad: bool = False,
     prepare: Callable[[Tensor], Tensor] | None = None,
     device: torch.device | str | None = None,
@@ -59,24 +62,31 @@ def sliding_window(
 ) -> Tensor:
     """Logits of a picture too large for a model, from overlapping windows that are blended.
 
-    Windows begin at multiples of the stride; the last ones end where the picture ends. One that is larger than the
-    picture is as large as that. Beside ``x`` and the result there are only the windows of one batch and what the model
-    makes of them. No gradients; every module's mode stays as it was.
+    Windows begin at multiples of the stride; the last ones end where the picture ends, and may be a little smaller.
+    One that is larger than the picture is as large as that. Beside ``x`` and the result there are only the windows of
+    one batch and what the model makes of them. No gradients; every module's mode stays as it was.
+
+    A model that looks no farther than the margin gives the whole picture's result, up to rounding, if ``multiple`` is a
+    multiple of its strides.
 
     Args:
         model: As ``multi_scale`` takes it.
         x: A tensor ``[N, C, H, W]`` or ``[C, H, W]``, or an array ``[H, W]`` or ``[H, W, C]``, which may be
             memory-mapped: only windows of it are read. Normalised floating point values, or what ``prepare`` takes.
         size: Height and width of the windows in pixels, or one number for both.
-        overlap: How much of a window its neighbour covers at least, from 0 to less than 1; the stride is the rest.
+        overlap: How much of a window its neighbour covers at least, from 0 to less than 1; the stride is the rest,
+            rounded down to a ``multiple``.
         margin: How many pixels along edges inside the picture count for nothing, as a model knows least there; one
             number, or one for top and bottom and one for the sides. None: ``size // 8``, or half the overlap where that
             is less. Along the picture's own rim all pixels count.
         blend: What a window's pixels count for where windows overlap: ``"gaussian"``, most in its centre, with a
             standard deviation of an eighth of its size; or ``"constant"``, each the same.
         batch_size: How many windows go through the model at once.
-        pad: Fill windows larger than the picture with zeros below and to the right, and the last batch with
-            windows of zeros, for a model that takes one size only.
+        multiple: Windows begin at multiples of so many pixels, so that what a model with strides or pooling computes
+            lies on one grid in all of them: the largest of its strides. Where the windows' stride is less, half of it,
+            a quarter …; 1: anywhere. The last windows are smaller by less than that.
+        pad: Fill smaller windows with zeros below and to the right, and smaller batches with windows of zeros, for a
+            model that takes one size only. What it says along the picture's lower and right rim depends on these zeros.
         prepare: From a batch of windows ``[B, C, h, w]`` of ``x``, on the model's device, to what the model takes, of
             the same size; it normalises 8-bit pixels, for instance.
         device: Where the result is gathered; by default where ``x`` is (arrays: the CPU). Windows go to the device and
@@ -102,27 +112,28 @@ def sliding_window(
         >>> sliding_window(torch.nn.Identity(), torch.ones(3, 5, 7), size=4).shape
         torch.Size([3, 5, 7])
     """
-    window, strides, margins = check_tiling(size, overlap, margin, blend)
+    window, strides, margins = check_tiling(size, overlap, margin, blend, multiple)
     check_positive(batch_size=batch_size)
+    if out is not None and device is not None:
+        raise ValueError("the result is gathered in out, or on a device: expected one of them")
     pictures = _Pictures(x, prepare)
     sides = (pictures.height, pictures.width)
-    axes = [_spans(*of_axis, blend) for of_axis in zip(sides, window, strides, margins)]
-    extent = (min(window[0], sides[0]), min(window[1], sides[1]))
-    fill = (window[0] - extent[0], window[1] - extent[1]) if pad else (0, 0)
+    axes = [_spans(*of_axis, multiple, blend) for of_axis in zip(sides, window, strides, margins)]
     place, dtype = place_of(model)
     gathered = _Result(out, device if device is not None else pictures.device, pictures)
     with (
         evaluating(model),
         progress_bar(pictures.count * len(axes[0]) * len(axes[1]), progress, unit="windows") as bar,
     ):
-        grid = ((n, rows, columns) for n in range(pictures.count) for rows in axes[0] for columns in axes[1])
-        while some := list(islice(grid, batch_size)):
+        for some in _batches(pictures.count, axes, batch_size):
+            extent = (some[0][1].extent, some[0][2].extent)
             windows = pictures.cut([(n, rows.start, columns.start) for n, rows, columns in some], extent)
             windows = windows.to(place) if place is not None else windows
             windows = _prepared(windows, prepare)
             windows = windows.to(dtype) if dtype is not None and windows.is_floating_point() else windows
             if pad:
-                windows = F.pad(windows, (0, fill[1], 0, fill[0], 0, 0, 0, batch_size - len(some)))
+                more = (window[0] - extent[0], window[1] - extent[1])
+                windows = F.pad(windows, (0, more[1], 0, more[0], 0, 0, 0, batch_size - len(some)))
             logits = resize(main_logits(model, windows), (windows.shape[-2], windows.shape[-1]))
             for of_window, (n, rows, columns) in zip(logits, some):
                 gathered.add(of_window, n, rows, columns)
@@ -131,7 +142,7 @@ def sliding_window(
 
 
 def check_tiling(
-    size: Size, overlap: float = 0.5, margin: Size | None = None, blend: str = "gaussian"
+    size: Size, overlap: float = 0.5, margin: Size | None = None, blend: str = "gaussian", multiple: int = 32
 ) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Windows, strides and margins, each of height and width, of ``sliding_window``'s arguments; or its errors.
 
@@ -139,6 +150,7 @@ def check_tiling(
         >>> check_tiling(512)
         ((512, 512), (256, 256), (64, 64))
     """
+    check_positive(multiple=multiple)
     window = _pair("size", size, least=1)
     if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap < 1:
         raise ValueError(f"overlap must be a number from 0 to less than 1, got {overlap!r}")
@@ -146,6 +158,7 @@ def check_tiling(
         raise unknown_name("blend", blend, _BLENDS)
     # What rounding took away from a whole number of pixels must not cost one: 10 · (1 − 0.8) is 1.9999999999999996.
     height, width = (max(1, int(side * (1 - overlap) + 1e-6)) for side in window)
+    height, width = (stride // _grid(stride, multiple) * _grid(stride, multiple) for stride in (height, width))
     most = ((window[0] - height) // 2, (window[1] - width) // 2)
     if margin is None:
         margins = (min(window[0] // 8, most[0]), min(window[1] // 8, most[1]))
@@ -160,30 +173,57 @@ def check_tiling(
     return window, (height, width), margins
 
 
+def _grid(stride: int, multiple: int) -> int:
+    """What windows begin at multiples of: ``multiple``, or half of it, a quarter … where the stride is less."""
+    while multiple > stride:
+        multiple //= 2
+    return multiple
+
+
 def _pair(name: str, value: object, least: int) -> tuple[int, int]:
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in both):
+    whole = (int, np.integer)
+    if len(both) != 2 or not all(isinstance(v, whole) and not isinstance(v, bool) and v >= least for v in both):
         kind = "a positive int" if least else "an int of at least 0"
         raise ValueError(f"{name} must be {kind} or a pair of them (height, width), got {value!r}")
-    return both
+    return int(both[0]), int(both[1])
 
 
-def _spans(length: int, window: int, stride: int, margin: int, blend: str) -> list[_Span]:
+def _spans(length: int, window: int, stride: int, margin: int, multiple: int, blend: str) -> list[_Span]:
     """The windows along an axis of ``length`` pixels, with weights that add up to 1 at each of them."""
     window = min(window, length)
-    starts = [*range(0, length - window, stride), length - window]
-    weight = torch.ones(window, dtype=torch.float64)
-    if blend == "gaussian":
-        away = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
-        weight = torch.exp(-0.5 * (away / (window / 8)) ** 2)
+    grid = _grid(stride, multiple)
+    last = -(-(length - window) // grid) * grid
     spans = []
     total = torch.zeros(length, dtype=torch.float64)
-    for start in starts:
+    for start in [*range(0, last, stride), last]:
+        extent = min(window, length - start)
         low = margin if start > 0 else 0
-        high = window - (margin if start < length - window else 0)
-        total[start + low : start + high] += weight[low:high]
-        spans.append(_Span(start, start + low, start + high, weight[low:high]))
+        high = extent - (margin if start < last else 0)
+        weight = _weight(extent, blend)[low:high]
+        total[start + low : start + high] += weight
+        spans.append(_Span(start, extent, start + low, start + high, weight))
     return [span._replace(weight=(span.weight / total[span.low : span.high]).float()) for span in spans]
+
+
+def _weight(extent: int, blend: str) -> Tensor:
+    """What the pixels of a window count for along an axis, float64, before neighbours are looked at."""
+    if blend == "constant":
+        return torch.ones(extent, dtype=torch.float64)
+    away = torch.arange(extent, dtype=torch.float64) - (extent - 1) / 2
+    return torch.exp(-0.5 * (away / (extent / 8)) ** 2)
+
+
+def _batches(count: int, axes: list[list[_Span]], batch_size: int) -> Iterator[list[tuple[int, _Span, _Span]]]:
+    """Picture, rows and columns of the windows that go through the model together, which are of one size."""
+    for rows, columns in product(*([[s for s in axis if s.extent == e] for e in _extents(axis)] for axis in axes)):
+        grid = product(range(count), rows, columns)
+        while some := list(islice(grid, batch_size)):
+            yield some
+
+
+def _extents(axis: list[_Span]) -> list[int]:
+    return sorted({span.extent for span in axis}, reverse=True)
 
 
 def _prepared(windows: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -244,24 +284,25 @@ class _Pictures:
 
 
 class _Result:
-    """What windows' logits are added up in; its rows become zero just before the first window that is added to them."""
+    """What windows' logits are added up in."""
 
     def __init__(self, out: object, device: torch.device | str, pictures: _Pictures) -> None:
         self.pictures = pictures
         self.device = torch.device(device)
-        self.zeroed = 0  # rows of the picture that is being worked on
         self.total: Tensor | None = None
+        self.given: Tensor | None = None
         if out is None:
             return
         if isinstance(out, np.ndarray):
-            if not out.flags.writeable:
-                raise ValueError("out is an array that cannot be written to")
+            if not out.flags.writeable or not out.dtype.isnative:
+                reason = "cannot be written to" if out.dtype.isnative else "has the other byte order"
+                raise ValueError(f"out is an array that {reason}")
             out = torch.from_numpy(out)
         if not isinstance(out, Tensor) or not out.is_floating_point():
             kind = str(out.dtype) if isinstance(out, Tensor) else type(out).__name__
             raise TypeError(f"out is {kind}, expected a tensor or an array of floating point numbers")
         self._check(out, None)
-        self.total = out if pictures.batched else out[None]
+        self.given = out if pictures.batched else out[None]
 
     def _check(self, out: Tensor, classes: int | None) -> None:
         pictures = self.pictures
@@ -277,13 +318,9 @@ class _Result:
         """Add a window's logits ``[classes, h, w]``, weighted, to picture ``n``."""
         if self.total is None:
             shape = (self.pictures.count, len(logits), self.pictures.height, self.pictures.width)
-            self.total = torch.empty(shape, device=self.device)
-        elif n == rows.low == columns.low == 0:
-            self._check(self.tensor(), len(logits))
-        if columns.low == 0:
-            self.zeroed = 0 if rows.low == 0 else self.zeroed
-            self.total[n, :, self.zeroed : rows.high] = 0
-            self.zeroed = rows.high
+            if self.given is not None:
+                self._check(self.given if self.pictures.batched else self.given[0], len(logits))
+            self.total = torch.zeros(shape, device=self.device) if self.given is None else self.given.zero_()
         # Not a product with zero weights: what is not finite in the margin must not count either.
         inner = logits[
             :,
