@@ -31,6 +31,7 @@ from segzoo.inference.instances import InstancePrediction
 from segzoo.inference.preprocessing import normalise, resized_pixels
 from segzoo.inference.tidying import tidied_probabilities
 from segzoo.models import SegmentationModel
+from segzoo.ops import resize
 from segzoo.weights import Preprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +52,24 @@ class Filter(SegmentationModel):
 
 def picture(height: int = 30, width: int = 40, seed: int = 0, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 200, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(20, 1), (1, 20), (1, 1), (20, 2)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pictures_shrink_as_written_out(size: tuple[int, int], dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """The triangle as wide as the reduction, in float64: torch's own is wrong one pixel wide."""
+
+    def weights(given: int, wanted: int) -> np.ndarray:
+        away = np.arange(given) + 0.5 - (np.arange(wanted)[:, None] + 0.5) * given / wanted
+        triangle = np.maximum(0, 1 - np.abs(away) * wanted / given)
+        return triangle / triangle.sum(1, keepdims=True)
+
+    x = (torch.rand(2, 3, 40, 60) * 255).to(dtype).to(memory_format=layout)
+    expected = np.einsum("ih,nchw,jw->ncij", weights(40, size[0]), x.double().numpy(), weights(60, size[1]))
+    found = resize(x, size)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.double().numpy(), expected, atol=1.1 if dtype == torch.uint8 else 1e-3)
 
 
 def test_flip_is_the_mean_with_the_mirror_image() -> None:

@@ -177,6 +177,15 @@ def test_a_batch_is_its_maps(rng: np.random.Generator) -> None:
         assert torch.equal(ours, alone) and count == number
 
 
+@pytest.mark.parametrize("background", [-1, 256, 300, 2**40])
+def test_a_background_that_the_dtype_cannot_hold_is_none(background: int, rng: np.random.Generator) -> None:
+    values = torch.from_numpy(rng.choice(np.array([0, 44, 255], np.uint8), (20, 30)))
+    for mask in (values, values > 0):
+        labels, count = connected_components(mask, background=background)
+        expected, number = connected_components(mask, background=None)
+        assert torch.equal(labels, expected) and count == number and labels.all()
+
+
 def test_any_layout(rng: np.random.Generator) -> None:
     mask = torch.from_numpy(rng.random((2, 40, 60, 4)) < 0.5)
     for view in (mask.permute(0, 3, 1, 2), mask[:, ::3, 1::2, 0].mT, mask[:, :, :1].expand(2, 40, 5, 4)):

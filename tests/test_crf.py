@@ -101,8 +101,47 @@ def test_multilabel_is_each_class_against_the_rest(rng: np.random.Generator) -> 
 def test_kernels_that_are_not_kept_are_the_same(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     maps, image = rng.random((1, 20, 25)).astype(np.float32), rng.integers(0, 256, (20, 25, 3), np.uint8)
     kept = crf(maps, image, radius=4)
-    monkeypatch.setitem(_Appearance.__init__.__globals__, "_KEPT", 0)
-    np.testing.assert_array_equal(crf(maps, image, radius=4), kept)
+    for keep in (0, 20 * 25 * 7):  # none, and the first seven
+        monkeypatch.setitem(_Appearance.__init__.__globals__, "_KEPT", keep)
+        np.testing.assert_array_equal(crf(maps, image, radius=4), kept)
+
+
+@pytest.mark.parametrize("keep", [0, 2 * 20 * 25 * 7, 2**27])
+def test_bands_do_not_show(keep: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    maps, image = rng.random((2, 3, 20, 25)), rng.integers(0, 256, (2, 20, 25, 3), np.uint8)
+    options = {"radius": 4, "theta_gamma": 4}
+    whole = crf(maps, image, **options)
+    monkeypatch.setitem(_Appearance.__init__.__globals__, "_KEPT", keep)
+    for rows in (1, 3, 7):
+        monkeypatch.setitem(_Appearance.__init__.__globals__, "_BAND", 2 * 3 * 25 * rows)
+        np.testing.assert_allclose(crf(maps, image, **options), whole, rtol=1e-10)
+
+
+def test_a_large_picture_is_looked_at_in_wider_steps(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    maps, image = rng.random((40, 50)), rng.integers(0, 256, (40, 50, 3), np.uint8)
+    monkeypatch.setitem(_Appearance.__init__.__globals__, "_LARGE", 40 * 50 - 1)
+    np.testing.assert_array_equal(crf(maps, image, radius=18), crf(maps, image, radius=18, stride=3))
+    monkeypatch.setitem(_Appearance.__init__.__globals__, "_LARGE", 40 * 50)
+    np.testing.assert_array_equal(crf(maps, image, radius=30), crf(maps, image, radius=30, stride=4))
+
+
+def test_opposite_colours_weigh_nothing(rng: np.random.Generator) -> None:
+    """Far below exp(-60) the exponential is not computed as such, and nothing shows it."""
+    x = rng.random((1, 1, 9, 9)).astype(np.float32)
+    colours = torch.from_numpy((rng.random((1, 3, 9, 9)) > 0.5) * np.float32(300))
+    kernel = _Appearance(colours, 3.0, 2, 1)
+    apart = (colours[..., 1:] - colours[..., :-1]).abs().amax(1, keepdim=True) > 0
+    weights = next(w for o, w in zip(kernel.offsets, kernel.kept) if o == (0, 1))
+    assert apart.any() and weights[apart].max() < 1e-25 and weights[apart].min() > 0
+    assert torch.isfinite(kernel.messages(torch.from_numpy(x))).all()
+
+
+def test_a_stride_does_not_skip_the_window(rng: np.random.Generator) -> None:
+    maps, image = rng.random((12, 14)), rng.integers(0, 256, (12, 14, 3), np.uint8)
+    with pytest.raises(ValueError, match="stride is 5, expected at most the radius, which is 3 pixels"):
+        crf(maps, image, radius=3, stride=5)
+    share = crf(maps, image, radius=0.2, stride=5)  # 3 pixels of this picture
+    np.testing.assert_array_equal(share, crf(maps, image, radius=3, stride=3))
 
 
 def test_no_iterations_return_the_input(rng: np.random.Generator) -> None:
@@ -154,6 +193,10 @@ def test_sizes_shapes_and_a_wide_window(rng: np.random.Generator) -> None:
         ({"smoothness": float("inf")}, "smoothness is inf"),
         ({"theta_alpha": 0}, "theta_alpha is 0"),
         ({"theta_beta": 0}, "theta_beta is 0"),
+        ({"theta_beta": "a"}, "theta_beta is 'a'"),
+        ({"certainty": "a"}, "certainty is 'a'"),
+        ({"appearance": "a"}, "appearance is 'a'"),
+        ({"smoothness": None}, "smoothness is None"),
         ({"theta_gamma": -1}, "theta_gamma is -1"),
         ({"radius": float("nan")}, "radius is nan"),
         ({"probabilities": np.full((1, 4, 4), -1.0)}, "lie in 0…1, got -1"),

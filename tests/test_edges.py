@@ -125,6 +125,21 @@ def test_a_blurred_rim_gets_sharp_where_the_picture_has_an_edge() -> None:
     assert found[30, 39] - found[30, 40] > 4 * (soft[30, 39] - soft[30, 40])
 
 
+@pytest.mark.parametrize("eps", [1e-6, 1e-8, 1e-10, 1e-16, 1e-30, 1e-300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_grey_picture_stored_as_rgb_stays_finite(eps: float, dtype: type, rng: np.random.Generator) -> None:
+    """Its bands are the same: of their covariance only ε is left in two directions."""
+    grey = rng.integers(0, 256, (40, 50, 1), np.uint8).repeat(3, 2)
+    grey[:, 25:] = 77
+    maps = rng.random((1, 40, 50)).astype(dtype)
+    for options in ({}, {"subsample": 2}):
+        found = refine_edges(maps, grey, radius=3, eps=eps, **options)
+        assert found.dtype == dtype and np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1
+        if eps >= 1e-10:  # three equal bands are one with a third of ε
+            one = refine_edges(maps.astype(np.float64), grey[..., 0], radius=3, eps=eps / 3, **options)
+            np.testing.assert_allclose(found, one, atol=2e-3)
+
+
 def test_kinds_and_shapes(rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, (40, 50, 3), np.uint8)
     low = torch.rand(1, 8, 9)
@@ -160,6 +175,8 @@ def test_kinds_and_shapes(rng: np.random.Generator) -> None:
         ({"image": np.zeros((2, 8, 8, 3))}, "2 images for the probabilities of 1 pictures"),
         ({"radius": -1}, "radius is -1"),
         ({"eps": 0}, "eps is 0"),
+        ({"eps": "a"}, "eps is 'a'"),
+        ({"eps": None}, "eps is None"),
         ({"subsample": 0.5}, "subsample is 0.5"),
     ],
 )

@@ -454,12 +454,12 @@ def test_gpu_makes_the_same(name: str) -> None:
 
 def test_errors_name_what_was_given() -> None:
     for make in (CutMix, CopyBlob):
-        for p in (-0.1, 1.1, math.nan):
-            with pytest.raises(ValueError, match=f"p is {p}, expected a probability from 0 to 1"):
-                make(p=p)
-    for alpha in (0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match=f"alpha is {alpha}, expected a positive number"):
-            CutMix(alpha=alpha)
+        for p in (-0.1, 1.1, math.nan, "x", None):
+            with pytest.raises(ValueError, match=f"p is {p!r}, expected a number from 0 to 1"):
+                make(p=p)  # type: ignore[arg-type]
+    for alpha in (0, -1.0, math.inf, math.nan, "1", None):
+        with pytest.raises(ValueError, match=f"alpha is {alpha!r}, expected a positive number"):
+            CutMix(alpha=alpha)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown per 'samples': did you mean 'sample'"):
         CutMix(per="samples")
     with pytest.raises(ValueError, match="unknown pairs 'cityscape': did you mean 'cityscapes'"):
@@ -467,8 +467,9 @@ def test_errors_name_what_was_given() -> None:
     for pairs in ([], [(1,)], [(1, 1)], [(-1, 0)], 7, [(0.5, 1)], [(1, 2, 3)]):
         with pytest.raises(ValueError, match=r"expected 'cityscapes' or 'camvid' or pairs \(class, another class"):
             CopyBlob(pairs)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="min_area is 0, expected a number of pixels from 1 up"):
-        CopyBlob(min_area=0)
+    for area in (0, 2.5, "9"):
+        with pytest.raises(ValueError, match=f"min_area is {area!r}, expected a whole number from 1 up"):
+            CopyBlob(min_area=area)  # type: ignore[arg-type]
     images, labels = torch.rand(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.long)
     for mix in (CutMix(), CopyBlob()):
         with pytest.raises(ValueError, match=r"images are \[3, 4, 5\], expected \[N, C, H, W\], a batch"):

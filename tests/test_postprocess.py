@@ -163,6 +163,8 @@ def test_thresholds() -> None:
         (lambda: threshold(np.full((3, 3), np.nan)), "0…1, got nan"),
         (lambda: threshold(np.zeros((3, 3)), "otzu"), "did you mean 'otsu'"),
         (lambda: threshold(np.zeros((3, 3)), 127), "the threshold is 127"),
+        (lambda: threshold(np.zeros((3, 3)), None), "the threshold is None"),
+        (lambda: threshold(np.zeros((3, 3)), [0.5]), "the threshold is \\[0.5\\]"),
     ],
 )
 def test_errors(call: object, words: str) -> None:
@@ -173,6 +175,89 @@ def test_errors(call: object, words: str) -> None:
 def test_other_types_are_refused() -> None:
     with pytest.raises(TypeError, match="mask is a list, expected a NumPy array or a tensor"):
         largest_component([[1, 0]])
+
+
+@given(shapes, st.integers(0, 999), st.sampled_from([4, 8]), st.integers(0, 9), st.sampled_from([None, 3, 0]))
+def test_a_batch_is_its_pictures_one_by_one(
+    size: tuple[int, int], seed: int, connectivity: int, area: int, ignore_index: int | None
+) -> None:
+    """Masks of different values, label maps and empty ones in one batch."""
+    values = [[0, 1], [0, 2], [0, 3, 2], [0, 0], [1, 2], [-5, 4], [0, 2, 1, 3]]
+    maps = np.stack([np.take(v, noise(seed + i, size, len(v))) for i, v in enumerate(values)])
+    options = {"connectivity": connectivity, "ignore_index": ignore_index}
+    for labels in (None, True):
+        together = remove_small(maps, area, labels=labels, **options)
+        alone = [remove_small(one, area, labels=labels, **options) for one in maps]
+        np.testing.assert_array_equal(together, np.stack(alone))
+    np.testing.assert_array_equal(
+        largest_component(maps, **options), np.stack([largest_component(one, **options) for one in maps])
+    )
+
+
+def test_whether_it_is_a_label_map_can_be_said() -> None:
+    """A ring that is too small goes from a mask, with what it encloses; a label map keeps what is large enough."""
+    ring = np.zeros((8, 8), np.int64)
+    ring[1:5, 1:5] = 1
+    ring[2:4, 2:4] = 0
+    assert remove_small(ring, 5)[2:4, 2:4].all()
+    assert remove_small(ring, 5, labels=False)[2:4, 2:4].all()
+    np.testing.assert_array_equal(remove_small(ring, 4, labels=True), ring)
+    both = ring.copy()
+    both[7] = 2
+    inside = (slice(2, 4), slice(2, 4))
+    other = remove_small(both, 5)[inside]
+    np.testing.assert_array_equal(remove_small(ring, 5, labels=True)[inside], other)
+    np.testing.assert_array_equal(remove_small(ring > 0, 5, labels=True)[inside], other > 0)
+    with pytest.raises(ValueError, match="one value beside 0 in a picture, this one has several"):
+        remove_small(both, 5, labels=False)
+    for maps, labels in ((both, None), (ring, True), (np.stack((ring, both)), None)):
+        with pytest.raises(ValueError, match="holes are a mask's, this is a label map"):
+            remove_small(maps, 5, holes=0, labels=labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.bool])
+@pytest.mark.parametrize("ignore_index", [-1, -256, 255 + 256, 2**40])
+def test_a_label_that_the_dtype_cannot_hold_is_nowhere(dtype: torch.dtype, ignore_index: int) -> None:
+    highest = 1 if dtype == torch.bool else torch.iinfo(dtype).max
+    values = [1, 0, 1, 1] if dtype == torch.bool else [highest, 0, highest, highest, 0, 0]
+    if ignore_index == 255 + 256 and dtype == torch.uint16:
+        return
+    if ignore_index in (-1,) and dtype == torch.int8:
+        return
+    mask = torch.tensor([values]).to(dtype)
+    for clean in (lambda m, **o: remove_small(m, 2, **o), largest_component):
+        assert torch.equal(clean(mask, ignore_index=ignore_index), clean(mask))
+
+
+def test_the_largest_of_many_labels() -> None:
+    """Each label of a thousand twice: the larger part stays, of equals the first, in one pass."""
+    ids = np.arange(1, 1001).reshape(25, 40)
+    maps = np.zeros((2, 100, 160), np.int64)
+    maps[:, ::4, ::4] = ids
+    maps[:, 2::4, 2::4] = ids
+    maps[1, 2::4, 3::4] = ids
+    found = largest_component(maps)
+    expected = np.zeros_like(maps)
+    expected[0, ::4, ::4] = expected[1, 2::4, 2::4] = expected[1, 2::4, 3::4] = ids
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@given(st.integers(0, 999), st.integers(1, 8), st.integers(2, 40))
+def test_otsu_of_values_on_the_borders_of_levels(dtype: torch.dtype, seed: int, step: int, width: int) -> None:
+    filters = pytest.importorskip("skimage.filters")
+    level = np.random.default_rng(seed).integers(100, 101 + 2 * step, (3, width)).clip(0, 255)
+    maps = torch.from_numpy(level / 256).to(dtype)  # exact: eight bits
+    if level.min() == level.max():
+        return
+    at = filters.threshold_otsu(hist=(np.bincount(level.ravel(), minlength=256), np.arange(256)))
+    found = threshold(maps, "otsu").numpy()
+    assert level[found].min() > level[~found].max()
+
+    def spread(mask: np.ndarray) -> float:
+        return float(sum(((group - group.mean()) ** 2).sum() for group in (level[mask], level[~mask])))
+
+    np.testing.assert_allclose(spread(found), spread(level > at), atol=1e-9)  # of equally good splits either
 
 
 @pytest.mark.gpu

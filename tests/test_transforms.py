@@ -159,6 +159,58 @@ def test_painted_labels_stay_under_their_paint(size: tuple[int, int], labels: in
     assert (target == 255)[outside & (target != 0)].all()
 
 
+@given(size=SIZES, result=st.tuples(st.integers(1, 3), st.integers(1, 3)), channels=st.integers(1, 4))
+def test_pictures_of_8_bits_shrink_to_a_pixel(size: tuple[int, int], result: tuple[int, int], channels: int) -> None:
+    """As contiguous floating values do: torch's filter is wrong one pixel wide, for 8 bits and for channels last."""
+    image, transform = (
+        torch.randint(256, (2, channels, *size), dtype=torch.uint8),
+        SemanticEval(result, normalize="0_1"),
+    )
+    last = image.contiguous(memory_format=torch.channels_last)
+    expected = resize(image.reshape(-1, 1, *size) / 255, result).view(2, channels, *result)
+    for picture in (image, last, image / 255, last / 255):
+        torch.testing.assert_close(transform(picture), expected, atol=1.1 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("rotation", [0, 10])
+@pytest.mark.parametrize("scale", [0.001, 0.004, 0.05])
+def test_windows_may_be_vast(scale: float, rotation: int) -> None:
+    """What is seen of the picture lies in one place, as large as it should be; nothing else is made."""
+    image, mask = torch.full((3, 375, 500), 128, dtype=torch.uint8), torch.ones(375, 500, dtype=torch.uint8)
+    torch.manual_seed(0)
+    transform = SemanticTrain(512, scale=(scale, scale), rotation=rotation, **COLOURS_OFF, normalize="-1_1")
+    for _ in range(3):
+        x, target = transform(image, mask)
+        inside = target == 1
+        assert abs(int(inside.sum()) - 375 * 500 * scale**2) <= 2 * (875 * scale + 1)
+        assert (target[~inside] == 255).all() and (x[:, ~inside] == 0).all()
+        torch.testing.assert_close(x[:, inside], torch.full_like(x[:, inside], 1 / 255), atol=1e-5, rtol=0)
+
+
+def test_a_vast_window_is_what_a_smaller_one_shows() -> None:
+    """The other way of making it shows the same places."""
+    image, mask = ramp(128, 96)
+    view = View(-400, -500, 1064, 1048, (133, 131))
+    x, labels, outside = view(image, mask)
+    torch.testing.assert_close(labels[~outside], view._straight(image, mask)[1][~outside])
+    expected, _, same = view._straight(image, None)
+    assert torch.equal(outside, same)
+    inside = inner(~outside, 2)
+    assert inside.sum() >= 64
+    torch.testing.assert_close((x * 64)[:, inside], (expected * 64)[:, inside], atol=0.05, rtol=0)
+
+
+def test_what_shrinks_and_turns_is_right_to_its_rim() -> None:
+    """A turned view well inside a ramp: its corners too see pixels that the filter finds all neighbours of."""
+    image, mask = ramp(300, 320)
+    view = View(60, 70, 160, 160, (20, 20), 30.0)
+    x, labels, outside = view(image, mask)
+    assert outside is None
+    y, x_ = view._coordinates(image.device)
+    torch.testing.assert_close(x * 64, torch.stack((y, x_)), atol=0.05, rtol=0)
+    assert torch.equal(labels, mask[y.long(), x_.long()])
+
+
 def test_half_planes_are_cut_at_the_same_line(rng: np.random.Generator) -> None:
     """Bilinear interpolation of a step is above the middle exactly where the nearest pixel is on the high side."""
     compared = 0
@@ -380,7 +432,12 @@ def test_sizes_of_evaluation() -> None:
     assert torch.equal(SalientEval(20)(images[0], soft)[1], soft[None].float())
     small = SalientEval(20, resize_mask=True)(images[0], soft)[1]
     assert torch.equal(small, resize(soft[None, None].float(), (20, 20))[0])
-    assert SalientEval(200, resize_mask=True)(images[0], torch.ones(30, 40))[1].max() == 1  # not a rounding above
+    above = False
+    for size in range(8, 20):
+        above |= bool(resize(torch.ones(1, 1, 37, 50), (size, size)).max() > 1)
+        assert SalientEval(size, resize_mask=True)(torch.ones(3, 37, 50), torch.ones(37, 50))[1].max() == 1
+        assert SalientTrain(size, None)(torch.ones(3, 37, 50), torch.ones(37, 50))[1].max() == 1
+    assert above  # else nothing was tried
 
 
 @pytest.mark.parametrize(
@@ -419,11 +476,41 @@ def test_bands_in_their_own_unit(rng: np.random.Generator) -> None:
         )
     x, target = SemanticTrain(64, normalize=own)(bands, torch.zeros(20, 30, dtype=torch.uint8))
     assert (x[:, target == 255] == 0).all() and x.abs().max() < 6
-    # Colours of three such bands change too, and are not cut to 0…1.
-    three = Normalization(mean[:3], std[:3], scale=None)
-    x = SemanticTrain((20, 30), **{**OFF, "brightness": 0.5}, normalize=three)(bands[:3])
-    assert not torch.allclose(x, SemanticEval(normalize=three)(bands[:3]), atol=0.05)
-    assert denormalize(x, three).mean() > 1000
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bands_in_their_own_unit_are_not_recoloured(channels: int, rng: np.random.Generator) -> None:
+    """Heights of 2000 ± 10 m, times a factor, would be heights of another country."""
+    heights = torch.from_numpy(rng.normal(2000, 10, (channels, 20, 30)))
+    own = Normalization(heights.mean((1, 2)), heights.std((1, 2)), scale=None)
+    strong = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.5}
+    x = SemanticTrain((20, 30), **OFF | strong, normalize=own)(heights)
+    assert torch.equal(x, SemanticEval(normalize=own)(heights))
+    x = SemanticTrain(16, scale=(1, 1), rotation=0, normalize=own)(heights.expand(20, -1, -1, -1))
+    assert x.mean((1, 2, 3)).abs().max() < 0.5 and x.abs().max() < 6  # blurred at most
+
+
+def test_rounding_out_of_0_to_1_is_cut() -> None:
+    """As torchvision's Resize leaves a white picture: a ten-millionth above 1."""
+    white = torch.ones(3, 37, 50)
+    for excess in (1e-7, 9e-4):
+        for value, exact in ((1 + excess, 1.0), (-excess, 0.0)):
+            image, mask = white * value, white[0] * value
+            assert torch.equal(Normalization.of("0_1")(image), white * exact)
+            for transform in (SemanticEval(normalize="0_1"), SemanticTrain((37, 50), **OFF, normalize="0_1")):
+                assert torch.equal(transform(image), white * exact)
+            for salient in (SalientEval(None, normalize="0_1"), SalientTrain(None, None, normalize="0_1")):
+                x, target = salient(image, mask)
+                assert torch.equal(x, white * exact) and torch.equal(target, white[:1] * exact)
+            assert image[0, 0, 0] == mask[0, 0] == torch.tensor(value)  # not in place
+    resized = [v2.functional.resize(torch.ones(3, 375, 500), [200 + i, 300 + i]) for i in range(5)]
+    for image in resized:
+        assert SalientEval(None)(image, image[0])[1].max() <= 1
+    for value, shown in ((1.0011, "1.0011"), (-0.0011, "-0.0011"), (1.5, "1.5")):
+        with pytest.raises(ValueError, match=rf"image is torch.float32 and holds .*{shown}, expected|{shown} to 0"):
+            SemanticEval()(torch.tensor([0, value]).view(1, 1, 2))
+        with pytest.raises(ValueError, match=rf"mask is torch.float32 and holds .*{shown}, expected|{shown} to 0"):
+            SalientEval(None)(torch.zeros(1, 1, 2), torch.tensor([[0, value]]))
 
 
 def test_largest_value_is_that_of_each_picture() -> None:
@@ -451,7 +538,7 @@ def test_colours_are_torchvisions_where_nothing_is_cut(rng: np.random.Generator)
     for name in ("brightness", "contrast"):
         expected = getattr(tv, f"adjust_{name}")(grey, 1.2)
         torch.testing.assert_close(adjust_colours(grey, **{name: 1.2}), expected, atol=1e-6, rtol=0)
-    assert adjust_colours(image * 2, 2.0).max() == 1 and adjust_colours(image * 2, 2.0, white=None).max() > 1
+    assert adjust_colours(image * 2, 2.0).max() == 1 and adjust_colours(image * 2, 2.0, white=9).max() > 1
     bands = torch.rand(4, 5, 6)
     assert adjust_colours(bands, 2.0, 2.0, 2.0, 0.5) is bands
 
@@ -463,7 +550,7 @@ def test_hue_turns_colours_and_keeps_luma_and_grey(rng: np.random.Generator) -> 
     for turn in (-0.5, -0.2, 0.05, 1 / 3):
         turned = adjust_colours(image, hue=turn)
         torch.testing.assert_close((turned * luma).sum(0), (image * luma).sum(0))
-        back = adjust_colours(turned, hue=-turn, white=None)
+        back = adjust_colours(turned, hue=-turn)
         torch.testing.assert_close(back, image)
         grey = image[:1].expand(3, -1, -1)
         torch.testing.assert_close(adjust_colours(grey, hue=turn), grey)
@@ -482,6 +569,12 @@ def test_blur_is_scipys(size: tuple[int, int], sigma: float, rng: np.random.Gene
     expected = ndimage.gaussian_filter(image, sigma, mode="nearest", radius=(0, radius, radius))
     kept = torch.from_numpy(image).clone()
     np.testing.assert_allclose(gaussian_blur(kept.float(), sigma).numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("sigma", [5e-324, 1e-200, 1e-3])
+def test_a_blur_of_nearly_nothing_is_none(sigma: float) -> None:
+    image = torch.rand(3, 5, 6)
+    assert torch.equal(gaussian_blur(image, sigma), image)
 
 
 def test_colours_leave_the_target_and_the_outside_alone() -> None:
@@ -611,9 +704,9 @@ def test_crops_of_one_class_are_rare_if_asked_for() -> None:
     mask[30:, 30:] = 1
     mask[0] = 255
 
-    def share(**settings: Any) -> list[float]:
+    def share(count: int = 200, **settings: Any) -> list[float]:
         transform, shares = SemanticTrain(20, **OFF | settings), []
-        for seed in range(200):
+        for seed in range(count):
             torch.manual_seed(seed)
             target = transform(image, mask)[1]
             shares.append(max((target == label).sum().item() for label in (0, 1)) / (target != 255).sum().item())
@@ -622,6 +715,16 @@ def test_crops_of_one_class_are_rare_if_asked_for() -> None:
     plain, varied = np.array(share()), np.array(share(max_class_share=0.75))
     assert np.mean(plain > 0.75) > 0.7 and np.mean(varied > 0.75) < 0.4
     assert np.array_equal(plain[plain <= 0.75], varied[plain <= 0.75])  # fine at once: as it was
+    # Ignored pixels are no class, and not of those that count: here they are most, and the two classes are as many.
+    mask = torch.full((60, 60), 255, dtype=torch.uint8)
+    mask[::3, ::2], mask[1::3, ::2] = 0, 1
+    assert share(40) == share(40, max_class_share=0.6)
+    # Half of what counts is one class, all of it where the rest is ignored: there another window is looked for.
+    mask = torch.zeros(60, 60, dtype=torch.uint8)
+    mask[:, ::2] = 255
+    mask[30:, 1::4] = 1
+    plain, varied = np.array(share(60)), np.array(share(60, max_class_share=0.7))
+    assert np.mean(plain > 0.7) > 0.5 and np.mean(varied > 0.7) < 0.2
     blank = torch.full((60, 60), 255, dtype=torch.uint8)
     assert (SemanticTrain(20, max_class_share=0.5)(image, blank)[1] == 255).all()
 
@@ -650,6 +753,7 @@ def test_settings_are_shown_and_travel(name: str) -> None:
         ({"size": "32"}, "size is '32', expected a whole number"),
         ({"scale": (2, 0.5)}, r"scale is \(2, 0.5\), expected two positive numbers, the lower first"),
         ({"scale": 1.0}, "scale is 1.0, expected two positive numbers"),
+        ({"scale": (1e-5, 1)}, r"scale is \(1e-05, 1\), expected factors of at least 0.001"),
         ({"scale": (0, 1)}, r"scale is \(0, 1\), expected two positive numbers"),
         ({"hflip": 1.5}, "hflip is 1.5, expected a number from 0 to 1"),
         ({"hflip": True}, "hflip is True, expected a number from 0 to 1"),
@@ -686,8 +790,8 @@ def test_wrong_pictures_are_named() -> None:
         (semantic, (images[0], masks[0].mT), r"mask is torch.uint8 \[40, 30\]"),
         (semantic, (images[0], masks[0].float()), "mask is torch.float32, expected integers, the labels"),
         (semantic, (images[0].int(), None), "image is torch.int32, expected uint8, uint16, int16 or floating"),
-        (semantic, (images[0].float(), None), "image is floating point and holds 0 to 255, expected 0…1"),
-        (semantic, (torch.full((3, 2, 2), torch.nan), None), "holds nan to nan, expected 0…1"),
+        (semantic, (images[0].float(), None), r"holds 0 to 255, expected values in 0…1 \(divide by 255"),
+        (semantic, (torch.full((3, 2, 2), torch.nan), None), "holds nan to nan, expected values in 0…1"),
         (semantic, (images[0] + 0j, None), r"image is torch.complex64"),
         (SemanticEval(normalize=((0, 0), (1, 1))), (images[0], None), "of 2 channels, but the picture has 3"),
         (semantic, (Image.new("CMYK", (4, 4)), None), "image is a PIL image of mode CMYK, expected RGB or L"),
@@ -695,11 +799,13 @@ def test_wrong_pictures_are_named() -> None:
         (
             salient,
             (images[0], masks[0] * 255),
-            r"mask is torch.uint8 and holds 255, expected 0 and 1 \(divide by 255\)",
+            r"mask is torch.uint8 and holds 255, expected 0 and 1 \(divide by 255, or ignore_index=255 if such",
         ),
         (salient, (images[0], -masks[0].long()), "mask is torch.int64 and holds -1, expected 0 and 1"),
-        (salient, (images[0], masks[0] * 1.5), "mask is torch.float32 and holds 1.5, expected values in 0…1"),
-        (salient, (images[0], masks[0] * torch.nan), "holds nan, expected values in 0…1"),
+        (salient, (images[0], masks[0] * 1.5), "mask is torch.float32 and holds 0 to 1.5, expected values in 0…1$"),
+        (salient, (images[0], masks[0] * 255.0), r"holds 0 to 255, expected values in 0…1 \(divide by 255\)$"),
+        (salient, (images[0], masks[0].int() * 1234567), "holds 1234567, expected 0 and 1$"),
+        (salient, (images[0], masks[0] * torch.nan), "holds nan to nan, expected values in 0…1"),
         (SalientEval(8, ignore_index=9), (images[0], masks[0] * 255), "holds 255, expected 0 and 1 and 9"),
         (SalientTrain(None, 50), (images[0], None), r"image is \[30, 40\], smaller than crop, \(50, 50\)"),
     ):
@@ -711,6 +817,25 @@ def test_wrong_pictures_are_named() -> None:
         semantic(images[0], [1, 2])
     with pytest.raises(ValueError, match=r"crop is \(9, 9\), which is larger than resize, \(8, 8\)"):
         SalientTrain(8, 9)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_what_comes_back_is_ones_own(kind: torch.dtype, wrapped: bool) -> None:
+    """An in-place change of a result must not reach what was given, whatever it needed no change for."""
+    image, labels, soft = torch.rand(3, 24, 20).to(kind), torch.ones(24, 20, dtype=torch.int64), torch.rand(24, 20)
+    kept = image.clone(), labels.clone(), soft.clone()
+    cases = [(SemanticEval((24, 20), resize_mask=resize_mask), labels) for resize_mask in (False, True)]
+    cases += [(SalientEval((24, 20), resize_mask=resize_mask), soft) for resize_mask in (False, True)]
+    cases += [(SemanticTrain((24, 20), **OFF), labels), (SalientTrain(None, None, hflip=0), soft)]
+    for transform, mask in cases:
+        transform.normalize = Normalization((0.0,), (1.0,), None)
+        for lead in ((), (1,)):
+            pair = image.view(*lead, 3, 24, 20), mask.view(*lead, 24, 20)
+            pair = (tv_tensors.Image(pair[0]), tv_tensors.Mask(pair[1])) if wrapped else pair
+            for part in transform(*pair):
+                part.fill_(7)
+            assert torch.equal(image, kept[0]) and torch.equal(labels, kept[1]) and torch.equal(soft, kept[2])
 
 
 def test_salient_masks_may_have_an_ignored_label() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "as_tensor",
     "at_size",
     "in_pixels",
+    "is_number",
     "like",
     "paired",
     "to_unit",
@@ -94,9 +95,14 @@ def paired(probabilities: Tensor | Array, image: Tensor | Array) -> tuple[Tensor
     return maps, pictures.expand(len(maps), -1, -1, -1)
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number of any kind, but no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def in_pixels(name: str, length: float, size: tuple[int, int]) -> float:
     """A length given in pixels, or, below 1, as a share of the picture's longer side."""
-    if isinstance(length, bool) or not isinstance(length, Real) or not 0 <= length < float("inf"):
+    if not is_number(length) or not 0 <= length < float("inf"):
         raise ValueError(f"{name} is {length!r}, expected pixels, or a share of the picture's longer side below 1")
     return float(length) * max(size) if length < 1 else float(length)
 

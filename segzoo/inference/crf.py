@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from segzoo.inference._arrays import Array, Kind, at_size, in_pixels, like, paired
+from segzoo.inference._arrays import Array, Kind, at_size, in_pixels, is_number, like, paired
 
 __all__ = ["crf"]
 
 _KEPT = 2**27  # so many values of the kernel are kept from one iteration to the next, 512 MiB; else they are made again
+_BAND = 2**17  # pixels that the CPU works on at a time: so few stay in its cache
+_FAINT = -60.0  # exp(-60) adds nothing to a message in float32, and far below it exp itself becomes slow
 _DENSE = 8  # a wider window is looked at in steps
+_LARGE = 2**20  # pixels of a picture from which on these are wider: its neighbours are the more alike
 
 
 @torch.no_grad()
@@ -63,7 +64,8 @@ def crf(
         theta_gamma: θ_γ, a length.
         radius: Of the first kernel's window, from a pixel to the farthest row, a length.
         stride: The window is looked at in steps of so many pixels; this is what ConvCRF's blur is for, at the picture's
-            full resolution. None: 1 up to a radius of 8 pixels, and as many as keep 17 × 17 pixels beyond.
+            full resolution. At most the radius; a radius that is a share limits it. None: 1 up to a radius of 8 pixels,
+            and as many as keep 17 × 17 pixels beyond; 13 × 13 in pictures of more than 2²⁰ pixels.
         certainty: Probabilities are taken as at most this, and at least 1 - this: what a model is sure of may still be
             wrong.
         multilabel: Classes may overlap: each is one class against the rest.
@@ -88,17 +90,18 @@ def crf(
     """
     maps, picture = paired(probabilities, image)
     size = (picture.shape[-2], picture.shape[-1])
-    _check(iterations, stride, certainty, appearance=appearance, smoothness=smoothness)
+    _check(iterations, stride, certainty, theta_beta, appearance=appearance, smoothness=smoothness)
     alpha, gamma = (_length(name, x, size) for name, x in (("theta_alpha", theta_alpha), ("theta_gamma", theta_gamma)))
     reach = round(in_pixels("radius", radius, size))
-    if not theta_beta > 0:
-        raise ValueError(f"theta_beta is {theta_beta!r}, expected a number above 0")
+    if stride is not None and stride > reach and radius >= 1:
+        raise ValueError(f"stride is {stride}, expected at most the radius, which is {reach} pixels")
     maps = at_size(maps, size)
     if iterations == 0:
         return like(maps.clone().reshape(*probabilities.shape[:-2], *size), probabilities)
     kernels: list[tuple[float, _Kernel]] = []
     if appearance:
-        step = stride or max(1, -(-reach // _DENSE))
+        wide = _DENSE if size[0] * size[1] <= _LARGE else _DENSE - 2
+        step = min(stride, max(1, reach)) if stride else max(1, -(-reach // wide))
         kernels.append((appearance, _Appearance(picture * (255 / theta_beta), alpha, reach, step)))
     if smoothness:
         kernels.append((smoothness, _Smoothness(maps, gamma)))
@@ -139,15 +142,22 @@ class _Smoothness(_Kernel):
 
     def __init__(self, maps: Tensor, theta: float) -> None:
         reach = min(math.ceil(3 * theta), max(maps.shape[-2:]) - 1)
-        at = torch.arange(-reach, reach + 1, dtype=maps.dtype, device=maps.device)
-        self.weights = torch.exp(-at.square() / (2 * theta**2)).view(1, 1, 1, -1)
+        at = torch.arange(-reach, reach + 1, dtype=maps.dtype)
+        self.weights = list(zip(range(-reach, reach + 1), torch.exp(-at.square() / (2 * theta**2)).tolist()))
         super().__init__(torch.ones_like(maps[:1, :1]))
 
     def _sums(self, x: Tensor) -> Tensor:
-        reach = self.weights.shape[-1] // 2
-        flat = x.reshape(-1, 1, *x.shape[-2:])
-        flat = F.conv2d(flat, self.weights, padding=(0, reach))
-        return F.conv2d(flat, self.weights.mT, padding=(reach, 0)).view_as(x).sub_(x)
+        height, width = x.shape[-2:]
+        across, sums = torch.zeros_like(x), torch.zeros_like(x)
+        for band in _bands(x):  # a convolution with as many weights takes ten times as long
+            for by, weight in self.weights:
+                here, there = _reaching(slice(0, width), by, width)
+                across[..., band, here].add_(x[..., band, there], alpha=weight)
+        for band in _bands(x):
+            for by, weight in self.weights:
+                here, there = _reaching(band, by, height)
+                sums[..., here, :].add_(across[..., there, :], alpha=weight)
+        return sums.sub_(x)
 
 
 class _Appearance(_Kernel):
@@ -166,44 +176,63 @@ class _Appearance(_Kernel):
         self.colours, self.theta = colours, theta
         # The kernel is symmetric: half of the offsets are enough.
         self.offsets = [(y, x) for y in far for x in far if (y, x) > (0, 0) and y < height and abs(x) < width]
-        self.kept: list[Tensor] | None = None
-        if len(self.offsets) * colours[:, 0].numel() <= _KEPT:
-            self.kept = [self._weights(offset) for offset in self.offsets]
+        fit = _KEPT // colours[:, 0].numel()
+        self.kept = [torch.cat([self._weights(o, band) for band in _bands(colours)], -2) for o in self.offsets[:fit]]
         super().__init__(torch.ones_like(colours[:, :1]))
 
     def _sums(self, x: Tensor) -> Tensor:
         sums = torch.zeros_like(x)
-        for weights, (here, there) in self._pairs():
-            sums[here].addcmul_(weights, x[there])
-            sums[there].addcmul_(weights, x[here])
+        all_kept = len(self.kept) == len(self.offsets)
+        for band in [slice(0, x.shape[-2])] if all_kept else _bands(x):
+            for i, offset in enumerate(self.offsets):
+                here, there = self._pairs(offset, band)
+                weights = self.kept[i][..., here[1], :] if i < len(self.kept) else self._weights(offset, band)
+                sums[here].addcmul_(weights, x[there])
+                sums[there].addcmul_(weights, x[here])
         return sums
 
-    def _pairs(self) -> Iterator[tuple[Tensor, tuple[Any, Any]]]:
-        for i, offset in enumerate(self.offsets):
-            yield self._weights(offset) if self.kept is None else self.kept[i], self._slices(offset)
-
-    def _weights(self, offset: tuple[int, int]) -> Tensor:
-        here, there = self._slices(offset)
-        exponent = (self.colours[here] - self.colours[there]).square_().sum(1, keepdim=True)
+    def _weights(self, offset: tuple[int, int], band: slice) -> Tensor:
+        here, there = self._pairs(offset, band)
+        # Colour by colour: a difference of all and a sum over this dimension take three times as long.
+        squares: list[Tensor] = [(c[here] - c[there]).square_() for c in self.colours.split(1, 1)]
+        exponent = squares[0]
+        for more in squares[1:]:
+            exponent += more
         exponent += (offset[0] ** 2 + offset[1] ** 2) / self.theta**2
-        return exponent.mul_(-0.5).exp_()
+        return exponent.mul_(-0.5).clamp_(min=_FAINT).exp_()
 
-    def _slices(self, offset: tuple[int, int]) -> tuple[Any, Any]:
-        """Where the pixels are that have one at ``offset``, and where these are."""
-        (y, x), (height, width) = offset, self.colours.shape[-2:]
-        here = (..., slice(0, height - y), slice(max(0, -x), width - max(0, x)))
-        return here, (..., slice(y, height), slice(max(0, x), width - max(0, -x)))
+    def _pairs(self, offset: tuple[int, int], band: slice) -> tuple[Any, Any]:
+        """Where, in some rows, the pixels are that have one at ``offset``, and where these are."""
+        height, width = self.colours.shape[-2:]
+        rows, columns = _reaching(band, offset[0], height), _reaching(slice(0, width), offset[1], width)
+        return (..., rows[0], columns[0]), (..., rows[1], columns[1])
 
 
-def _check(iterations: int, stride: int | None, certainty: float, **weights: float) -> None:
+def _bands(x: Tensor) -> list[slice]:
+    """Rows to work on at a time."""
+    height = x.shape[-2]
+    rows = max(1, _BAND // x[..., 0, :].numel()) if x.device.type == "cpu" else height
+    return [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+
+
+def _reaching(span: slice, by: int, size: int) -> tuple[slice, slice]:
+    """Which of some rows (or columns) have one ``by`` farther in a map of ``size``, and where these are."""
+    start = max(span.start, -by)
+    stop = max(start, min(span.stop, size - by))
+    return slice(start, stop), slice(start + by, stop + by)
+
+
+def _check(iterations: int, stride: int | None, certainty: float, theta_beta: float, **weights: float) -> None:
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"iterations is {iterations!r}, expected a whole number of at least 0")
     if stride is not None and (isinstance(stride, bool) or not isinstance(stride, int) or stride < 1):
         raise ValueError(f"stride is {stride!r}, expected a whole number of at least 1, or None")
-    if not 0.5 < certainty < 1:
+    if not is_number(certainty) or not 0.5 < certainty < 1:
         raise ValueError(f"certainty is {certainty!r}, expected a number above 0.5 and below 1")
+    if not is_number(theta_beta) or not theta_beta > 0:
+        raise ValueError(f"theta_beta is {theta_beta!r}, expected a number above 0")
     for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
+        if not is_number(weight) or not 0 <= weight < math.inf:
             raise ValueError(f"{name} is {weight!r}, expected a finite number of at least 0")
 
 

@@ -6,13 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segzoo.inference._arrays import Array, Kind, at_size, in_pixels, like, paired
+from segzoo.inference._arrays import Array, Kind, at_size, in_pixels, is_number, like, paired
 from segzoo.inference._box import box_mean
 from segzoo.ops import resize
 
 __all__ = ["refine_edges"]
 
 _BAND = 2**19  # pixels that are worked on at a time
+_FINE = 1e-6  # for a smaller ε variances are computed in float64: in float32 their own rounding would be an edge
 
 
 @torch.no_grad()
@@ -66,8 +67,11 @@ def refine_edges(
     maps, picture = paired(probabilities, image)
     size = (picture.shape[-2], picture.shape[-1])
     reach = in_pixels("radius", radius, size)
-    if not 0 < eps < float("inf"):
+    if not is_number(eps) or not 0 < eps < float("inf"):
         raise ValueError(f"eps is {eps!r}, expected a finite number above 0")
+    dtype = maps.dtype
+    if eps < _FINE:
+        maps, picture = maps.double(), picture.double()
     grid = _grid((maps.shape[-2], maps.shape[-1]), size, subsample)
     if grid == size:
         refined = _full(at_size(maps, size), picture, round(reach), eps)
@@ -75,7 +79,7 @@ def refine_edges(
         refined = _fast(at_size(maps, grid), picture, grid, reach, eps)
     if maps.shape[1] > 1 and not multilabel:
         refined /= refined.sum(1, keepdim=True).clamp_(min=torch.finfo(refined.dtype).tiny)
-    return like(refined.reshape(*probabilities.shape[:-2], *size), probabilities)
+    return like(refined.to(dtype).reshape(*probabilities.shape[:-2], *size), probabilities)
 
 
 def _grid(given: tuple[int, int], size: tuple[int, int], subsample: int | None) -> tuple[int, int]:
@@ -133,6 +137,7 @@ def _rows(x: Tensor, band: slice, height: int, width: int) -> Tensor:
 def _coefficients(picture: Tensor, maps: Tensor, radius: tuple[int, int], eps: float) -> tuple[Tensor, Tensor]:
     """``a`` ``[N, C, B, h, w]`` and ``b`` ``[N, C, h, w]`` of equation 14 and 15: in each window ``p ≈ a·I + b``."""
     bands = picture.shape[1]
+    eps = max(eps, torch.finfo(maps.dtype).eps)  # what is smaller than the rounding makes no matrix positive definite
     guide = picture - 0.5  # smaller squares: their differences are the more exact
     guides = [guide[:, i : i + 1] for i in range(bands)]
     means = [box_mean(g, radius) for g in guides]
@@ -141,21 +146,23 @@ def _coefficients(picture: Tensor, maps: Tensor, radius: tuple[int, int], eps: f
         [box_mean(guides[i] * guides[j], radius) - means[i] * means[j] + (eps if i == j else 0) for j in range(i + 1)]
         for i in range(bands)
     ]
-    a = _solved(covariance, [box_mean(g * maps, radius) - m * mean for g, m in zip(guides, means)])
+    a = _solved(covariance, [box_mean(g * maps, radius) - m * mean for g, m in zip(guides, means)], eps)
     b = mean.clone()
     for one, m in zip(a, means):
         b -= one * (m + 0.5)
     return torch.stack(a, 2), b
 
 
-def _solved(matrix: list[list[Tensor]], right: list[Tensor]) -> list[Tensor]:
+def _solved(matrix: list[list[Tensor]], right: list[Tensor], least: float) -> list[Tensor]:
     """Solve ``matrix @ x = right`` in every pixel: elimination, which needs no pivots in a positive definite matrix.
 
     Args:
         matrix: Its lower triangle, as planes that the solution overwrites.
         right: Planes of one or more right sides.
+        least: Of its eigenvalues. No pivot is smaller but by rounding: of a grey picture with three equal bands.
     """
     for k in range(len(right)):
+        matrix[k][k].clamp_(min=least)
         for i in range(k + 1, len(right)):
             factor = matrix[i][k] / matrix[k][k]
             right[i] = right[i] - factor * right[k]

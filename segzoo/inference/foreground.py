@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ def estimate_foreground(image: Kind, alpha: Tensor | Array, *, radii: Sequence[f
         >>> estimate_foreground(alpha.clone(), alpha, radii=(2, 1))
         tensor([[1., 1., 1., 1., 0.]])
     """
+    if isinstance(radii, str) or not isinstance(radii, Iterable):
+        raise ValueError(f"radii are {radii!r}, expected one or more lengths above 0, as in (0.05, 0.01)")
     pictures = as_pictures(image)
     size = (pictures.shape[-2], pictures.shape[-1])
     opacity = _opacity(alpha, len(pictures), size).to(pictures.device)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -15,6 +17,8 @@ from segzoo.inference.picture import Picture
 from segzoo.inference.prediction import Kind, Prediction
 
 __all__ = ["InstancePrediction"]
+
+Self = TypeVar("Self", bound="InstancePrediction")
 
 
 class InstancePrediction(Prediction):
@@ -71,6 +75,33 @@ class InstancePrediction(Prediction):
     @property
     def _overlapping(self) -> bool:
         return True
+
+    def tidied(self: Self, *, largest: bool = False, min_area: float = 0, holes: float | None = None) -> Self:
+        """The detections, each without specks, holes or further parts, and without those that have no pixel left.
+
+        Args:
+            largest: Whether only the largest part of each object stays.
+            min_area: See ``Prediction.tidied``.
+            holes: See ``Prediction.tidied``.
+
+        Returns:
+            New detections; these stay as they are. Boxes, labels and confidences go with the objects; the box of an
+            object that lost pixels is that of its mask, from the first pixel's left or upper side to the last one's
+            right or lower.
+
+        Raises:
+            ValueError: For a negative area.
+        """
+        tidy = super().tidied(largest=largest, min_area=min_area, holes=holes)
+        masks = tidy.masks
+        kept = masks.any((1, 2))
+        boxes = self.boxes.copy()
+        for i in np.flatnonzero((self.masks & ~masks).any((1, 2)) & kept):
+            rows, columns = (np.flatnonzero(masks[i].any(axis)) for axis in (1, 0))
+            boxes[i] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        tidy = tidy._with(tidy.scores[torch.from_numpy(kept)])
+        tidy.boxes, tidy.labels, tidy.confidences = boxes[kept], self.labels[kept], self.confidences[kept]
+        return tidy
 
     @property
     def masks(self) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from segzoo._decoding import PictureError, one_sentence, upright
+from segzoo._decoding import PictureError, one_sentence, over_white, upright
 from segzoo._errors import unknown_name
 from segzoo._files import check_writable, write_whole
 
@@ -43,11 +43,7 @@ class Picture:
 
     def over_white(self) -> NDArray[np.uint8]:
         """The pixels as they look on a white page: what is transparent must not show through to a model."""
-        if self.alpha is None:
-            return self.pixels
-        alpha = self.alpha[:, :, None].astype(np.uint16)
-        blended = (self.pixels * alpha + 255 * (255 - alpha) + 127) // 255
-        return blended.astype(np.uint8)
+        return self.pixels if self.alpha is None else over_white(self.pixels, self.alpha)
 
     def rgb(self) -> Image.Image:
         """The pixels as an RGB image (the first three bands, or grey)."""

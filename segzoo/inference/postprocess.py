@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from segzoo._errors import unknown_name
-from segzoo.inference._arrays import Array, Kind, as_tensor, like
+from segzoo.inference._arrays import Array, Kind, as_tensor, is_number, like
 from segzoo.ops import distance_to
-from segzoo.ops.components import component_sizes, connected_components
+from segzoo.ops.components import component_sizes, connected_components, where_equal
 
 __all__ = ["largest_component", "remove_small", "threshold"]
 
@@ -26,8 +25,8 @@ def threshold(probabilities: Kind, at: float | Literal["otsu", "adaptive"] = 0.5
             that has one value only has nothing to split: 0.5 holds.
 
     Returns:
-        A bool mask ``[..., H, W]`` of the same kind; true where the probability exceeds the threshold (with
-        ``"adaptive"`` also where it is equal, as `SaliencyMetrics` has it).
+        A bool mask ``[..., H, W]`` of the same kind; true where the probability exceeds the threshold, with
+        ``"otsu"`` where its level does (``"adaptive"`` also where it is equal, as `SaliencyMetrics` has it).
 
     Raises:
         ValueError: For probabilities or a threshold out of 0…1, or an unknown name.
@@ -56,25 +55,24 @@ def threshold(probabilities: Kind, at: float | Literal["otsu", "adaptive"] = 0.5
         if at == "adaptive":
             chosen = (2 * maps.mean((-2, -1), keepdim=True)).clamp_(max=1)
             return like(torch.where(constant, maps > 0.5, maps >= chosen), probabilities)
-        return like(maps > torch.where(constant, 0.5, _otsu(flat)[..., None, None]), probabilities)
-    if isinstance(at, bool) or not 0 <= at <= 1:
+        return like(torch.where(constant, maps > 0.5, _otsu(flat).view_as(maps)), probabilities)
+    if not is_number(at) or not 0 <= at <= 1:
         raise ValueError(f"the threshold is {at!r}, expected a number in 0…1, 'otsu' or 'adaptive'")
     return like(maps > at, probabilities)
 
 
 def _otsu(maps: Tensor) -> Tensor:
-    """The threshold of each row of ``[..., P]``: the upper border of the first of equally good levels."""
+    """Where values of each row of ``[..., P]`` are above the level that splits it best, the first of equally good."""
     rows = maps.reshape(-1, maps.shape[-1])
     level = (rows * 256).long().clamp_(max=255)
-    level += torch.arange(len(rows), device=rows.device)[:, None] * 256
-    count = torch.bincount(level.view(-1), minlength=256 * len(rows)).view(-1, 256).cpu().double()
+    numbered = level + torch.arange(len(rows), device=rows.device)[:, None] * 256
+    count = torch.bincount(numbered.view(-1), minlength=256 * len(rows)).view(-1, 256).cpu().double()
     below = count.cumsum(1)
     weight = (count * torch.arange(256)).cumsum(1)
     total, mass = below[:, -1:], weight[:, -1:]
     # The variance between the groups is (mass · below - weight · total)² / (below · above · total²).
     between = (mass * below - weight * total).square() / (below * (total - below)).clamp_(min=1)
-    chosen = (between.argmax(1) + 1) / 256
-    return chosen.to(maps.device, maps.dtype).reshape(maps.shape[:-1])
+    return (level > between.argmax(1, keepdim=True).to(level.device)).view(maps.shape)
 
 
 def largest_component(mask: Kind, connectivity: int = 8, *, ignore_index: int | None = None) -> Kind:
@@ -104,18 +102,19 @@ def largest_component(mask: Kind, connectivity: int = 8, *, ignore_index: int | 
     """
     labels = _labels(mask)
     components, sizes = _components(labels, connectivity, background=0)
-    kept = torch.zeros_like(labels, dtype=torch.bool)
-    for value in labels.unique().tolist():
-        if value in (0, ignore_index):
-            kept |= labels == value
-            continue
-        # argmax takes the first of equals, and components are numbered in reading order.
-        here = labels == value
-        present = torch.zeros_like(sizes, dtype=torch.bool)
-        present.scatter_(1, torch.where(here, components, 0).flatten(1), True)
-        present[:, 0] = False
-        best = (sizes * present).argmax(1)
-        kept |= here & (components == best[:, None, None])
+    value = torch.zeros_like(sizes).scatter_(1, components.flatten(1), labels.flatten(1).long())
+    picture, number = (sizes * (torch.arange(sizes.shape[1], device=sizes.device) > 0)).nonzero().unbind(1)
+    size, value = sizes[picture, number], value[picture, number]
+    # By picture, value, falling size; sorts are stable and components numbered in reading order.
+    order = size.argsort(descending=True, stable=True)
+    for key in (value, picture):
+        order = order[key[order].argsort(stable=True)]
+    picture, number, value = picture[order], number[order], value[order]
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = (picture[1:] != picture[:-1]) | (value[1:] != value[:-1])
+    largest = torch.zeros_like(sizes, dtype=torch.bool)
+    largest[picture[first], number[first]] = True
+    kept = largest.gather(1, components.flatten(1)).view_as(labels) | _ignored(labels, ignore_index)
     return _same(torch.where(kept, labels, 0), mask)
 
 
@@ -125,21 +124,25 @@ def remove_small(
     *,
     holes: float | None = None,
     connectivity: int = 8,
+    labels: bool | None = None,
     ignore_index: int | None = None,
 ) -> Kind:
     """A mask without specks and holes, or a label map without patches, that are smaller than an area.
 
-    In a mask, which has one value beside 0, specks become 0 first, then holes take the value around them. With
-    ``connectivity`` 8 a foreground connected across corners separates what it encloses, so holes are connected across
-    sides alone, and the other way round: scikit-image's convention. In a label map, which has several values beside 0,
-    a small patch of any label, 0 included, becomes the label of the nearest pixel that stays.
+    In a mask, which has one value beside 0 (each picture its own), specks become 0 first, then holes take the value
+    around them. With ``connectivity`` 8 a foreground connected across corners separates what it encloses, so holes are
+    connected across sides alone, and the other way round: scikit-image's convention. In a label map, which has several
+    values beside 0, a small patch of any label, 0 included, becomes the label of the nearest pixel that stays.
 
     Args:
         mask: ``[..., H, W]``, bool or integer, a tensor on any device or an array; every leading index is a picture of
             its own.
         min_area: Smaller areas go: in pixels, or, below 1, as a share of the picture.
-        holes: The same for the holes of a mask; None: as ``min_area``, 0: they stay. A label map has none of its own.
+        holes: The same for the holes of a mask; None: as ``min_area``, 0: they stay. Not of a label map, whose holes
+            are patches as any other.
         connectivity: 8 if pixels of an object that share a corner are connected, 4 if only those that share a side are.
+        labels: Whether it is a label map, also where a picture happens to show one class only, or a mask. None: each
+            picture is what it has values for, by itself; of a video's frames say which.
         ignore_index: A label that stays where it is and is lent to no other pixel, or None.
 
     Returns:
@@ -147,8 +150,8 @@ def remove_small(
         a label from, stays as it is; only specks vanish without one.
 
     Raises:
-        ValueError: For floating point (take a ``threshold``), fewer than two dimensions, a negative area, or another
-            connectivity.
+        ValueError: For floating point (take a ``threshold``), fewer than two dimensions, a negative area, another
+            connectivity, ``holes`` of a label map, or ``labels=False`` with several values beside 0.
 
     Examples:
         >>> import torch
@@ -159,32 +162,62 @@ def remove_small(
         >>> remove_small(torch.tensor([[1, 1, 1, 0, 2, 2, 2]]), 2)
         tensor([[1, 1, 1, 1, 2, 2, 2]])
     """
-    labels = _labels(mask)
-    area, hole_area = (_area(x, labels) for x in (min_area, min_area if holes is None else holes))
-    values = [v for v in labels.unique().tolist() if v not in (0, ignore_index)]
-    if len(values) > 1:
-        return _same(_relabelled(labels, area, connectivity, ignore_index), mask)
-    if values:
-        ignored = torch.zeros_like(labels, dtype=torch.bool) if ignore_index is None else labels == ignore_index
-        inside = labels == values[0]
-        inside = inside & ~_small(inside, area, connectivity)
-        outside = ~inside & ~ignored
-        filled = _small(outside, hole_area, 12 - connectivity) & inside.any(-1, keepdim=True).any(-2, keepdim=True)
-        labels = torch.where(ignored, labels, torch.where(inside | filled, values[0], 0))
-    return _same(labels, mask)
+    maps = _labels(mask)
+    area, hole_area = (_area(x, maps) for x in (min_area, min_area if holes is None else holes))
+    ignored = _ignored(maps, ignore_index)
+    least, value = _range(maps, ~ignored & (maps != 0))
+    several = least < value
+    if labels is False and several.any():
+        raise ValueError("a mask has one value beside 0 in a picture, this one has several: it is a label map")
+    patches = several if labels is None else torch.full_like(several, labels)
+    if holes is not None and (labels or patches.any()):
+        raise ValueError("holes are a mask's, this is a label map: leave them out, min_area is for all its patches")
+    result = torch.empty_like(maps)
+    if patches.any():
+        result[patches] = _relabelled(maps[patches], ignored[patches], area, connectivity)
+    if not patches.all():
+        rest = ~patches
+        result[rest] = _cleaned(maps[rest], value[rest], ignored[rest], (area, hole_area), connectivity)
+    return _same(result, mask)
 
 
-def _relabelled(labels: Tensor, area: float, connectivity: int, ignore_index: int | None) -> Tensor:
+def _range(maps: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest of some values of each map ``[N, H, W]``; 0 and 0 where there are none."""
+    if not maps.numel():
+        return maps.new_zeros(len(maps), dtype=torch.int64), maps.new_zeros(len(maps), dtype=torch.int64)
+    limits = torch.iinfo(torch.int64)
+    values, some = maps.long().flatten(1), which.flatten(1)
+    found = some.any(1)
+    least = torch.where(some, values, limits.max).amin(1)
+    most = torch.where(some, values, limits.min).amax(1)
+    return torch.where(found, least, 0), torch.where(found, most, 0)
+
+
+def _cleaned(maps: Tensor, value: Tensor, ignored: Tensor, areas: tuple[float, float], connectivity: int) -> Tensor:
+    """Masks ``[N, H, W]`` of one value each, ``[N]``, without specks and then without holes."""
+    value = value.to(maps.dtype)[:, None, None]
+    inside = (maps == value) & ~ignored & (maps != 0)
+    inside &= ~_small(inside, areas[0], connectivity)
+    holes = _small(~inside & ~ignored, areas[1], 12 - connectivity)
+    holes &= inside.any(-1, keepdim=True).any(-2, keepdim=True)
+    return torch.where(ignored, maps, torch.where(inside | holes, value, 0).to(maps.dtype))
+
+
+def _relabelled(labels: Tensor, ignored: Tensor, area: float, connectivity: int) -> Tensor:
     """Label maps ``[N, H, W]`` whose small patches have the nearest label."""
     components, sizes = _components(labels, connectivity, background=None)
-    small = sizes.gather(1, components.flatten(1)).view_as(components) < area
-    stays = ~small if ignore_index is None else ~small & (labels != ignore_index)
-    if ignore_index is not None:
-        small &= labels != ignore_index
+    small = (sizes.gather(1, components.flatten(1)).view_as(components) < area) & ~ignored
+    if not small.any():
+        return labels
+    stays = ~small & ~ignored
     row, column = distance_to(stays, return_indices=True)[1].unbind(-3)
     nearest = (row * labels.shape[-1] + column).clamp_(min=0).flatten(1)
     lent = labels.flatten(1).gather(1, nearest).view_as(labels)
     return torch.where(small & stays.any(-1, keepdim=True).any(-2, keepdim=True), lent, labels)
+
+
+def _ignored(labels: Tensor, ignore_index: int | None) -> Tensor:
+    return torch.zeros_like(labels, dtype=torch.bool) if ignore_index is None else where_equal(labels, ignore_index)
 
 
 def _small(mask: Tensor, area: float, connectivity: int) -> Tensor:
@@ -218,7 +251,7 @@ def _same(labels: Tensor, mask: Kind) -> Kind:
 
 
 def _area(area: float, labels: Tensor) -> float:
-    if isinstance(area, bool) or not isinstance(area, Real) or not area >= 0:
+    if not is_number(area) or not area >= 0:
         raise ValueError(f"the area is {area!r}, expected pixels, or a share of the picture below 1")
     pixels = labels.shape[-2] * labels.shape[-1]
     return round(float(area) * pixels, 6) if area < 1 else float(area)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -87,10 +88,13 @@ class Prediction:
 
         Args:
             method: ``"guided"`` (``segzoo.inference.refine_edges``: quick) or ``"crf"`` (``segzoo.inference.crf``).
-            **options: Of that function: ``radius``, ``eps`` …
+            **options: Of that function: ``radius``, ``eps`` … but for ``multilabel``, which the prediction knows.
 
         Returns:
             A new prediction; this one stays as it is.
+
+        Raises:
+            ValueError: For an unknown method or option, or a value that does not fit.
 
         Examples:
             >>> from segzoo import Predictor
@@ -99,10 +103,14 @@ class Prediction:
         """
         if method not in _REFINERS:
             raise unknown_name("way to refine", method, _REFINERS)
+        refine = _REFINERS[method]
+        known = {name for name, x in inspect.signature(refine).parameters.items() if x.kind is x.KEYWORD_ONLY}
+        for name in options:
+            if name not in known - {"multilabel"}:
+                raise unknown_name(f"option of refined({method!r})", name, known - {"multilabel"})
         if not len(self.scores):
             return self
         picture = torch.from_numpy(np.require(self.picture.over_white(), requirements=["C", "W"])).permute(2, 0, 1)
-        refine = _REFINERS[method]
         return self._with(refine(self.scores, picture, multilabel=self._overlapping, **options))
 
     def tidied(self: Self, *, largest: bool = False, min_area: float = 0, holes: float | None = None) -> Self:
@@ -112,16 +120,19 @@ class Prediction:
             largest: Whether only the largest object stays; not where several classes share the picture.
             min_area: Specks smaller than this go, in pixels or, below 1, as a share of the picture; of several classes,
                 patches take the label of the nearest pixel that stays.
-            holes: The same for holes of an object; None: as ``min_area``.
+            holes: The same for holes of an object; None: as ``min_area``. Of several classes that share the picture a
+                hole is a patch as any other.
 
         Returns:
             A new prediction; this one stays as it is. Soft rims stay with the objects they belong to.
 
         Raises:
-            ValueError: For a negative area, or ``largest`` with several classes that do not overlap.
+            ValueError: For a negative area, or ``largest`` or ``holes`` with several classes that do not overlap.
         """
         if largest and not self._overlapping:
             raise ValueError(f"largest keeps one object, this model has {len(self.scores)} classes: give min_area")
+        if holes is not None and not self._overlapping:
+            raise ValueError(f"holes are one object's, this model has {len(self.scores)} classes: give min_area")
         if not len(self.scores):
             return self
         probabilities = torch.from_numpy(self.probabilities)
@@ -172,7 +183,7 @@ class Prediction:
             background: A colour (``"white"``, ``"#20a0ff"``) to put behind; None leaves it transparent.
             hard: Cut along the mask; by default the rim is as soft as the probabilities.
             clean_rim: Take the old background's colours out of the soft rim
-                (``segzoo.inference.estimate_foreground``).
+                (``segzoo.inference.estimate_foreground``); not with ``hard``.
             classes: What to keep, by index or name, of a model with several classes.
 
         Returns:
@@ -180,8 +191,10 @@ class Prediction:
             picture had stays.
 
         Raises:
-            ValueError: For an unknown colour or class, or several classes and no choice.
+            ValueError: For an unknown colour or class, several classes and no choice, or ``hard`` with ``clean_rim``.
         """
+        if hard and clean_rim:
+            raise ValueError("clean_rim is of soft rims, a hard cut-out has none: give one of the two")
         alpha = self._foreground(classes, hard)
         if self.picture.alpha is not None:
             alpha = (alpha.astype(np.uint16) * self.picture.alpha // 255).astype(np.uint8)

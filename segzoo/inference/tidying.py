@@ -21,7 +21,7 @@ def tidied_probabilities(
         threshold: Of each mask; None: the most probable class counts.
         largest: Whether only the largest component of each mask stays.
         min_area: See ``remove_small``.
-        holes: See ``remove_small``.
+        holes: See ``remove_small``; of masks only.
 
     Returns:
         A copy. What goes from a mask becomes 0, with the soft rim around it; a hole becomes 1, with the soft rim
@@ -34,11 +34,11 @@ def tidied_probabilities(
     """
     if threshold is None:
         labels = probabilities.argmax(0)
-        tidy = remove_small(labels, min_area, holes=holes)
+        tidy = remove_small(labels, min_area, holes=holes, labels=True)  # also where a frame has one class only
         whole = torch.zeros_like(probabilities).scatter_(0, tidy[None], 1.0)
         return torch.where(tidy == labels, probabilities, whole)
     masks = probabilities > threshold
-    tidy = remove_small(masks, min_area, holes=holes)
+    tidy = remove_small(masks, min_area, holes=holes, labels=False)
     if largest:
         tidy = largest_component(tidy)
     gone = _with_rim(masks & ~tidy, masks) & ~tidy

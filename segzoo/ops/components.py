@@ -19,7 +19,7 @@ def connected_components(mask: Tensor, connectivity: int = 8, *, background: int
         mask: ``[..., H, W]``, bool or integer. Every leading index is a map of its own. Different values are different
             components, even where they touch.
         connectivity: 8 if pixels that share a corner are neighbours, 4 if only those that share a side are.
-        background: The value that belongs to no component; None if all values do.
+        background: The value that belongs to no component; None, or one that the dtype cannot hold, if all values do.
 
     Returns:
         The component of every pixel, ``[..., H, W]`` int64, and how many components each map has, ``[...]`` int64.
@@ -57,7 +57,7 @@ def connected_components(mask: Tensor, connectivity: int = 8, *, background: int
     values = mask.reshape(-1, *mask.shape[-2:]).contiguous()
     if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch cannot compare these everywhere
         values = values.to(torch.int64)
-    inside = None if background is None else values != background
+    inside = None if background is None else ~where_equal(values, background)
     run, starts, upper, lower = _runs(values, inside, connectivity == 8)
     first = _join(starts, upper, lower)
     labels, counts = _number(run, first, starts, inside)
@@ -92,6 +92,21 @@ def component_sizes(labels: Tensor) -> Tensor:
         + torch.arange(maps, device=labels.device)[:, None] * most
     )
     return torch.bincount(flat.view(-1), minlength=maps * most).view(*leading, most)
+
+
+def where_equal(values: Tensor, number: int) -> Tensor:
+    """Where bool or integer ``values`` are a number: nowhere, if their dtype cannot hold it.
+
+    Examples:
+        >>> import torch
+        >>> where_equal(torch.tensor([255], dtype=torch.uint8), -1)  # which compares as 255
+        tensor([False])
+    """
+    if values.dtype != torch.bool:
+        limits = torch.iinfo(values.dtype)
+        if not limits.min <= number <= limits.max:
+            return torch.zeros_like(values, dtype=torch.bool)
+    return values == number
 
 
 def _runs(values: Tensor, inside: Tensor | None, corners: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,27 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["checked_label", "checked_number", "checked_probability", "checked_range", "checked_size"]
+__all__ = [
+    "checked_count",
+    "checked_label",
+    "checked_number",
+    "checked_positive",
+    "checked_probability",
+    "checked_range",
+    "checked_size",
+]
+
+
+def checked_count(name: str, value: Any) -> int:
+    """A whole number from 1 up.
+
+    Examples:
+        >>> checked_count("min_area", 64)
+        64
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected a whole number from 1 up")
+    return int(value)
 
 
 def checked_label(name: str, value: Any) -> int:
@@ -32,6 +52,18 @@ def checked_number(name: str, value: Any, low: float = 0.0, high: float = math.i
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high or math.isinf(value):
         limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
         raise ValueError(f"{name} is {value!r}, expected a number {limits}")
+    return float(value)
+
+
+def checked_positive(name: str, value: Any) -> float:
+    """A finite number above 0.
+
+    Examples:
+        >>> checked_positive("alpha", 1)
+        1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a positive number")
     return float(value)
 
 

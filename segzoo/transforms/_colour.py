@@ -18,7 +18,7 @@ def adjust_colours(
     contrast: float = 1.0,
     saturation: float = 1.0,
     hue: float = 0.0,
-    white: float | None = 1.0,
+    white: float = 1.0,
 ) -> Tensor:
     """The picture with other colours, by one 3 × 3 matrix.
 
@@ -34,7 +34,7 @@ def adjust_colours(
         contrast: Likewise.
         saturation: Likewise; 0 is grey.
         hue: In turns, from red towards green.
-        white: The largest value; None: nothing is cut.
+        white: The largest value.
 
     Examples:
         >>> import torch
@@ -53,7 +53,7 @@ def adjust_colours(
         adjusted = image[0] * rows[:, 0]
         adjusted.addcmul_(image[1], rows[:, 1]).addcmul_(image[2], rows[:, 2])
     adjusted.add_(mean * (brightness * (1 - contrast)))
-    return adjusted if white is None else adjusted.clamp_(0, white)
+    return adjusted.clamp_(0, white)
 
 
 def _matrix(factor: float, saturation: float, hue: float) -> list[list[float]]:
@@ -74,7 +74,7 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
     Args:
         image: Floating point ``[C, H, W]``.
-        sigma: Standard deviation in pixels.
+        sigma: Standard deviation in pixels, positive; far below one the picture stays as it is.
 
     Examples:
         >>> import torch
@@ -82,7 +82,8 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
         tensor([1., 1., 1.])
     """
     radius = max(1, math.ceil(3 * sigma))
-    weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
+    # A quotient times itself becomes infinite where its power would raise.
+    weights = [math.exp(-0.5 * (offset / sigma) * (offset / sigma)) for offset in range(-radius, radius + 1)]
     total = sum(weights)
     for dim, padding in ((1, (0, 0, radius, radius)), (2, (radius, radius, 0, 0))):
         size = image.shape[dim]

@@ -13,12 +13,16 @@ from segzoo.ops import resize
 
 __all__ = ["View", "nearest", "resize_image"]
 
+_VAST = 16  # how many times more pixels than picture and result together a window may have to be made as it is
+
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Pictures ``[N, C, H, W]`` resized without aliasing; uint8 stays uint8, rounded, on any device."""
-    if image.dtype == torch.uint8 and image.device.type != "cpu" and tuple(image.shape[-2:]) != size:
-        return resize(image.to(torch.float32), size).round_().to(torch.uint8)
-    return resize(image if image.dtype == torch.uint8 else image.to(torch.float32), size)
+    eight_bits, same = image.dtype == torch.uint8, tuple(image.shape[-2:]) == size
+    if eight_bits and (same or image.device.type == "cpu"):
+        return resize(image, size)
+    seen = resize(image.to(torch.float32), size)
+    return seen.round_().to(torch.uint8) if eight_bits else seen
 
 
 def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -67,7 +71,10 @@ class View:
             The picture, uint8 or float32 ``[C, h, w]``; the mask ``[h, w]`` in its own dtype; and bool ``[h, w]``: what
             lies outside the picture, or None where nothing does. There both repeat their rim.
         """
-        return self._turned(image, mask) if self.angle else self._straight(image, mask)
+        # Of a window that is nearly empty only the picture is made, as if it were turned.
+        seen = image.shape[-2] * image.shape[-1] + self.size[0] * self.size[1]
+        vast = self.height * self.width > _VAST * seen
+        return self._turned(image, mask) if self.angle or vast else self._straight(image, mask)
 
     def _straight(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         rows, columns = image.shape[-2:]

@@ -11,7 +11,19 @@ from PIL import ImageOps
 from torch import Tensor
 from torchvision import tv_tensors
 
-__all__ = ["ImageLike", "Pair", "as_given", "checked_labels", "checked_salient", "read_pair", "stacked", "uniform"]
+__all__ = [
+    "ImageLike",
+    "Pair",
+    "as_given",
+    "checked_labels",
+    "checked_salient",
+    "checked_unit",
+    "read_pair",
+    "stacked",
+    "uniform",
+]
+
+_SLACK = 1e-3  # by how much rounding, of half precision too, may take values out of 0…1
 
 ImageLike: TypeAlias = "Tensor | PilImage.Image"
 Pair: TypeAlias = tuple[Tensor, "Tensor | None"]
@@ -80,29 +92,54 @@ def checked_labels(masks: Tensor) -> Tensor:
     return masks
 
 
+def checked_unit(name: str, values: Tensor, otherwise: str = "") -> Tensor:
+    """Floating values in 0…1 on the CPU; those at most 1e-3 outside, as rounding leaves them, become 0 or 1.
+
+    Args:
+        name: Whose values they are, for the message.
+        values: Of any shape.
+        otherwise: What else the message advises.
+
+    Raises:
+        ValueError: For values further outside.
+    """
+    low, high = (float(value) for value in values.aminmax())
+    if 0 <= low <= high <= 1:
+        return values
+    if -_SLACK <= low <= high <= 1 + _SLACK:
+        return values.clamp(0, 1)
+    advice = ", or ".join(part for part in ("divide by 255" if high == 255 else "", otherwise) if part)
+    hint = f" ({advice})" if advice else ""
+    raise ValueError(f"{name} is {values.dtype} and holds {low:.7g} to {high:.7g}, expected values in 0…1{hint}")
+
+
 def checked_salient(masks: Tensor, ignore_index: int | None) -> Tensor:
-    """Masks of an object: bool, integers 0 and 1 (and ``ignore_index``), or floating values in 0…1.
+    """Masks of an object: bool, integers 0 and 1 (and ``ignore_index``), or floating values in 0…1, cut if need be.
 
     Raises:
         ValueError: For other values; checked on the CPU, elsewhere by an assertion on the device.
     """
     if masks.dtype == torch.bool:
         return masks
+    if masks.is_floating_point():
+        if masks.device.type == "cpu":
+            return checked_unit("mask", masks)
+        torch._assert_async(((masks >= -_SLACK) & (masks <= 1 + _SLACK)).all(), "a salient mask holds more than 0…1")
+        return masks.clamp(0, 1)
     if masks.device.type == "cpu":
         low, high = masks.aminmax()
         if 0 <= low <= high <= 1:
             return masks
     fine = (masks >= 0) & (masks <= 1)
-    if ignore_index is not None and not masks.is_floating_point():
+    if ignore_index is not None:
         fine |= masks == ignore_index
     if masks.device.type != "cpu":
-        torch._assert_async(fine.all(), "a salient mask holds more than 0…1")
+        torch._assert_async(fine.all(), "a salient mask holds more than 0 and 1")
     elif not fine.all():
         wrong = masks[~fine].flatten()[0].item()
-        hint = " (divide by 255)" if wrong == 255 else ""
-        kinds = "values in 0…1" if masks.is_floating_point() else "0 and 1"
-        also = f" and {ignore_index}" if ignore_index is not None and not masks.is_floating_point() else ""
-        raise ValueError(f"mask is {masks.dtype} and holds {wrong:g}, expected {kinds}{also}{hint}")
+        also = "" if ignore_index is None else f" and {ignore_index}"
+        hint = " (divide by 255, or ignore_index=255 if such pixels do not count)" if wrong == 255 else ""
+        raise ValueError(f"mask is {masks.dtype} and holds {wrong}, expected 0 and 1{also}{hint}")
     return masks
 
 

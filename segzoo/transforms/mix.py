@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +12,19 @@ from torch import Tensor
 
 from segzoo._errors import unknown_name
 from segzoo.ops import component_sizes, connected_components
+from segzoo.transforms._arguments import checked_count, checked_positive, checked_probability
 
 __all__ = ["CopyBlob", "CutMix"]
 
 # (class, the class it stands on). Cityscapes, as train ids: the pairs of the entry that CopyBlob is from, wall, fence
 # → sidewalk and bus, train → road. CamVid: of its five rare classes (pole, sign, fence, pedestrian and bicyclist
 # have 0.3 to 1.2 % of the training pixels each, everything else has 4.6 % or more) those that many pictures lack and
-# that stand on the ground; poles are in every picture, signs hang. Fence, pedestrian → pavement; bicyclist → road.
+# that stand on the ground; poles are in 366 of 367, signs hang. Fence, pedestrian → pavement; bicyclist → road.
 _PAIRS = {
     "cityscapes": ((3, 1), (4, 1), (15, 0), (16, 0)),
     "camvid": ((7, 4), (9, 4), (10, 3)),
 }
+_PIXELS_AT_ONCE = 2**22  # in which blobs are looked for: finding them takes some 50 bytes for each
 
 
 class CutMix:
@@ -60,12 +61,10 @@ class CutMix:
     def __init__(
         self, p: float = 1.0, alpha: float = 1.0, *, per: str = "sample", generator: torch.Generator | None = None
     ) -> None:
-        _check_probability(p)
-        if not 0 < alpha < math.inf:
-            raise ValueError(f"alpha is {alpha}, expected a positive number")
+        self.p, self.alpha = checked_probability("p", p), checked_positive("alpha", alpha)
         if per not in ("sample", "batch"):
             raise unknown_name("per", per, ("sample", "batch"))
-        self.p, self.alpha, self.per, self.generator = p, alpha, per, generator
+        self.per, self.generator = per, generator
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a batch; what is given stays as it is.
@@ -121,8 +120,8 @@ class CopyBlob:
         whole_class: Copy all pixels of the class in one picture, not one object, so that the pixel with the smallest
             sum of row and column lands on the ground: what the known implementation copies.
         min_area: The least number of pixels of an object (``whole_class``: of the class) that is copied. Labels
-            drawn by hand are full of specks: in CamVid, a third to three quarters of the rare classes' components have
-            less than 64 pixels.
+            drawn by hand are full of specks: in CamVid, three tenths to three quarters of the rare classes'
+            components have less than 64 pixels.
         generator: Where randomness comes from, on any device; None: torch's global generator, which a
             ``DataLoader`` seeds differently in every worker. (A generator given would be the same in all of them.)
 
@@ -151,13 +150,11 @@ class CopyBlob:
         min_area: int = 64,
         generator: torch.Generator | None = None,
     ) -> None:
-        _check_probability(p)
+        self.p, self.min_area = checked_probability("p", p), checked_count("min_area", min_area)
         if isinstance(pairs, str) and pairs not in _PAIRS:
             raise unknown_name("pairs", pairs, _PAIRS)
         self.pairs = _PAIRS[pairs] if isinstance(pairs, str) else _checked_pairs(pairs)
-        if min_area < 1:
-            raise ValueError(f"min_area is {min_area}, expected a number of pixels from 1 up")
-        self.p, self.whole_class, self.min_area, self.generator = p, whole_class, min_area, generator
+        self.whole_class, self.generator = whole_class, generator
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix a batch; what is given stays as it is.
@@ -183,15 +180,18 @@ class CopyBlob:
         # As many numbers for each picture, whatever is in it: who is chosen; then by pair whose blob, which, and where.
         draws = _random(self.generator).random((len(images), 1 + 3 * len(self.pairs)))
         chosen = np.flatnonzero(draws[:, 0] < self.p).tolist()
-        if chosen:
-            blobs = {label: self._blobs(classes, label) for label in dict(self.pairs)}
-        for i in chosen:
-            for (label, ground), (whose, which, where) in zip(self.pairs, draws[i, 1:].reshape(-1, 3)):
-                givers = [j for j in blobs[label] if j != i]
+        blobs: dict[int, tuple[Tensor, list[int]]] = {}
+        for k, (label, ground) in enumerate(self.pairs if chosen else ()):
+            if k == 0 or label != self.pairs[k - 1][0]:  # of one class at a time: maps are large
+                blobs.clear()
+                blobs.update(self._blobs(classes, label))
+            for i in chosen:
+                givers = [j for j in blobs if j != i]
                 if not givers:
                     continue
+                whose, which, where = draws[i, 1 + 3 * k : 4 + 3 * k]
                 giver = _pick(givers, whose)
-                numbers, candidates = blobs[label][giver]
+                numbers, candidates = blobs[giver]
                 pixels = (numbers == _pick(candidates, which)).nonzero()
                 source, target = self._place(pixels, new_classes[i] == ground, where)
                 for part, mixed in pasted:
@@ -203,10 +203,15 @@ class CopyBlob:
         """Of every picture with a large enough blob: a map that numbers its blobs, and the large ones' numbers."""
         mask = labels == label
         pictures = (mask.sum((1, 2)) >= self.min_area).nonzero().view(-1)
-        numbers = mask[pictures].long() if self.whole_class else connected_components(mask[pictures])[0]
-        large = (component_sizes(numbers) >= self.min_area).tolist()
-        candidates = ([number for number, enough in enumerate(row) if enough and number] for row in large)
-        return {i: (part, some) for i, part, some in zip(pictures.tolist(), numbers, candidates) if some}
+        blobs = {}
+        for some in pictures.split(max(1, _PIXELS_AT_ONCE // max(1, mask.shape[1] * mask.shape[2]))):
+            numbers = mask[some].to(torch.uint8) if self.whole_class else connected_components(mask[some])[0]
+            large = (component_sizes(numbers) >= self.min_area).tolist()
+            # There are fewer blobs than pixels: half the bytes do.
+            for i, part, row in zip(some.tolist(), numbers.to(torch.int32), large):
+                if candidates := [number for number, enough in enumerate(row) if enough and number]:
+                    blobs[i] = part, candidates
+        return blobs
 
     def _place(self, pixels: Tensor, ground: Tensor, where: float) -> tuple[Tensor, Tensor]:
         """Those of the pixels ``[M, 2]`` of a blob that stay in the picture, and where they come to lie."""
@@ -241,11 +246,6 @@ def _bits(part: Tensor) -> Tensor:
 def _pick(things: Any, where: float) -> Any:
     """One of several, from a number in 0…1."""
     return things[int(where * len(things))]
-
-
-def _check_probability(p: float) -> None:
-    if not 0 <= p <= 1:
-        raise ValueError(f"p is {p}, expected a probability from 0 to 1")
 
 
 def _checked_pairs(pairs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from segzoo._errors import unknown_name
+from segzoo.transforms._inputs import checked_unit
 
 __all__ = ["Normalization", "NormalizationLike", "denormalize"]
 
@@ -34,9 +35,9 @@ class Normalization:
         mean: Per channel, or one for all; in the values after scaling.
         std: Likewise, above 0.
         scale: ``"255"``: 8-bit values are divided by 255, 16-bit ones by 65535 (int16: 32767), floating ones, which
-            have to lie in 0…1, by 1. ``"max"``: by the picture's own largest value over all its channels (at least
-            1/255 of white). None: values stay in their own unit, which is then that of ``mean`` and ``std``: for
-            bands with statistics of their own.
+            have to lie in 0…1 (what is at most 1e-3 outside is cut), by 1. ``"max"``: by the picture's own largest
+            value over all its channels (at least 1/255 of white). None: values stay in their own unit, which is then
+            that of ``mean`` and ``std``: for bands with statistics of their own.
 
     Raises:
         ValueError: For numbers that do not fit, in one sentence.
@@ -88,38 +89,36 @@ class Normalization:
             f"normalize is {given!r}, expected {', '.join(map(repr, _NAMED))}, a pair (mean, std) or what has both"
         )
 
-    def white(self, image: Tensor) -> float:
-        """The value of ``image``'s kind that becomes 1; 1 where values stay in their own unit.
+    def checked(self, image: Tensor) -> tuple[Tensor, float]:
+        """The picture, and the value of its kind that becomes 1; 1 where values stay in their own unit.
+
+        Floating values that rounding took out of 0…1, by at most 1e-3, are cut (on the CPU).
 
         Raises:
-            ValueError: For integers whose white is not known, and for floating values outside 0…1 (on the CPU).
+            ValueError: For integers whose white is not known, and for floating values further outside (on the CPU).
         """
         if self.scale is None:
-            return 1.0
+            return image, 1.0
         if not image.is_floating_point():
             if image.dtype not in _WHITE:
                 raise ValueError(
                     f"image is {image.dtype}, expected uint8, uint16, int16 or floating values in 0…1 "
                     "(or normalize=Normalization(mean, std, scale=None))"
                 )
-            return float(_WHITE[image.dtype])
+            return image, float(_WHITE[image.dtype])
         if image.device.type == "cpu":  # elsewhere the device would have to be waited for
-            low, high = (float(value) for value in image.aminmax())
-            if not 0 <= low <= high <= 1:
-                raise ValueError(
-                    f"image is floating point and holds {low:g} to {high:g}, expected 0…1 "
-                    "(or normalize=Normalization(mean, std, scale=None))"
-                )
-        return 1.0
+            image = checked_unit("image", image, "normalize=Normalization(mean, std, scale=None)")
+        return image, 1.0
 
     def __call__(self, image: Tensor, white: float | None = None) -> Tensor:
         """The picture ``[..., C, H, W]`` of any kind as float32, normalised.
 
         Args:
             image: Every leading index is a picture of its own.
-            white: What becomes 1, where ``image`` is no longer of the kind it was; None: what :meth:`white` says.
+            white: What becomes 1, where ``image`` is no longer of the kind it was; None: what :meth:`checked` says.
         """
-        white = self.white(image) if white is None else white
+        if white is None:
+            image, white = self.checked(image)
         mean, std = self._for_channels(image.shape[-3], image.device)
         x = image.to(torch.float32)
         scale: float | Tensor = white

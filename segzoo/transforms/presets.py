@@ -18,6 +18,7 @@ from segzoo.transforms.normalize import Normalization, NormalizationLike
 __all__ = ["SalientEval", "SalientTrain", "SemanticEval", "SemanticTrain"]
 
 _WINDOWS_TRIED = 10
+_LEAST_SCALE = 1e-3  # of most pictures no pixel is left
 
 
 class SemanticTrain(Preset):
@@ -31,11 +32,12 @@ class SemanticTrain(Preset):
 
     Args:
         size: Height and width of the crop, or one number for both.
-        scale: Least and largest factor by which the picture is enlarged, uniform; (1, 1): never.
+        scale: Least and largest factor by which the picture is enlarged, uniform, from 0.001 up; (1, 1): never.
         hflip: How probable it is that left and right are exchanged.
         rotation: Largest angle in degrees to either side, uniform; 0: never.
         brightness: b: times a factor uniform in max(0, 1 - b)…1 + b; 0: never. Colours are changed where there are
-            three channels or one (one: brightness and contrast only), pictures with more bands keep their values.
+            three channels or one (one: brightness and contrast only); pictures with more bands, and values in a unit
+            of their own (``normalize`` with ``scale=None``: heights, temperatures), keep what they are.
         contrast: Likewise, away from the picture's mean luma.
         saturation: Likewise, away from each pixel's luma.
         hue: Largest rotation of the colours to either side, in turns, at most 0.5; 0: never.
@@ -85,6 +87,8 @@ class SemanticTrain(Preset):
     ) -> None:
         self.size = checked_size("size", size)
         self.scale = checked_range("scale", scale)
+        if self.scale[0] < _LEAST_SCALE:
+            raise ValueError(f"scale is {scale!r}, expected factors of at least {_LEAST_SCALE}")
         self.hflip = checked_probability("hflip", hflip)
         self.rotation = checked_number("rotation", rotation, high=180)
         self.brightness = checked_number("brightness", brightness)
@@ -102,7 +106,7 @@ class SemanticTrain(Preset):
     def _apply(self, images: Tensor, masks: Tensor | None) -> Pair:
         if masks is not None:
             checked_labels(masks)
-        white = self.normalize.white(images)
+        images, white = self.normalize.checked(images)
         seen = [self._one(image, None if masks is None else masks[i], white) for i, image in enumerate(images)]
         targets = None if masks is None else stacked([target for _, target in seen if target is not None])
         return stacked([image for image, _ in seen]), targets
@@ -120,7 +124,8 @@ class SemanticTrain(Preset):
         x = x.to(torch.float32)
         if blur < self.blur:
             x = gaussian_blur(x, _between(sigma, *self.blur_sigma))
-        x = self._recoloured(x, colours, None if self.normalize.scale is None else white)
+        if self.normalize.scale is not None:  # times a factor, a height or a temperature is another one
+            x = self._recoloured(x, colours, white)
         x = self.normalize(x, white)
         target = None if target is None else target.to(torch.int64)
         if outside is not None:
@@ -144,7 +149,7 @@ class SemanticTrain(Preset):
         counts = labels[labels != self.ignore_index].unique(return_counts=True)[1]
         return counts.numel() > 0 and int(counts.max()) <= (self.max_class_share or 0) * int(counts.sum())
 
-    def _recoloured(self, x: Tensor, draws: list[float], white: float | None) -> Tensor:
+    def _recoloured(self, x: Tensor, draws: list[float], white: float) -> Tensor:
         brightness, contrast, saturation = (
             _between(draw, max(0.0, 1 - strength), 1 + strength)
             for draw, strength in zip(draws, (self.brightness, self.contrast, self.saturation))
@@ -198,12 +203,12 @@ class SemanticEval(Preset):
 
     def _apply(self, images: Tensor, masks: Tensor | None) -> Pair:
         size = self._size_for(*images.shape[-2:])
-        white = self.normalize.white(images)
+        images, white = self.normalize.checked(images)
         images = self.normalize(resize_image(images, size), white)
         if masks is None:
             return images, None
         masks = nearest(checked_labels(masks), size) if self.resize_mask else checked_labels(masks)
-        return images, masks.to(torch.int64)
+        return images, masks.to(torch.int64, copy=True)
 
 
 class SalientTrain(Preset):
@@ -264,7 +269,7 @@ class SalientTrain(Preset):
         crop = self.crop or size
         if crop[0] > size[0] or crop[1] > size[1]:
             raise ValueError(f"image is {list(images.shape[-2:])}, smaller than crop, {self.crop}, and resize is None")
-        white = self.normalize.white(images)
+        images, white = self.normalize.checked(images)
         images = resize_image(images, size)
         masks = None if masks is None else _resized(checked_salient(masks, self.ignore_index), size)
         seen: list[Tensor] = []
@@ -320,13 +325,13 @@ class SalientEval(Preset):
 
     def _apply(self, images: Tensor, masks: Tensor | None) -> Pair:
         size = self.size or (images.shape[-2], images.shape[-1])
-        white = self.normalize.white(images)
+        images, white = self.normalize.checked(images)
         images = self.normalize(resize_image(images, size), white)
         if masks is None:
             return images, None
         masks = checked_salient(masks, self.ignore_index)
         masks = _resized(masks, size) if self.resize_mask else masks[:, None]
-        return images, masks.to(torch.float32)
+        return images, masks.to(torch.float32, copy=True)
 
 
 def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
