@@ -6,22 +6,32 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-__all__ = ["PictureError", "one_sentence", "opened", "picture_suffixes", "upright"]
+__all__ = ["PictureError", "one_sentence", "opened", "over_white", "picture_suffixes", "upright"]
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, decoded and upright as a model sees its pictures; what breaks is a ValueError that names it."""
+def opened(path: Path, *, one_page: bool = False, as_stored: bool = False) -> Iterator[Image.Image]:
+    """The picture, decoded and upright as a model sees its pictures; what breaks is a ValueError that names it.
+
+    Args:
+        path: The file.
+        one_page: Whether a TIFF of several pages is refused, as a mask is; smaller copies of the first do not count.
+        as_stored: Whether greys are the numbers in the file, as labels are: 0…3 of 2 bits, and 0 even if 0 is white.
+    """
     if not path.exists():
         raise FileNotFoundError(f"there is no picture {path}")
     with one_sentence(path), Image.open(path) as image:
         if 0 in image.size:
             raise PictureError(f"{path} has no pixels: {image.width}×{image.height}")
-        kind = image.format
+        kind, raw = image.format, _raw_mode(image)
+        if one_page:
+            _refuse_pages(image, path)
         image.load()
-        turned = upright(image)
+        turned = _as_stored(upright(image), raw) if as_stored else upright(image)
         turned.format = kind
         yield turned
 
@@ -62,6 +72,48 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # a broken EXIF block says nothing about the pixels
         return image
+
+
+def _refuse_pages(image: Image.Image, path: Path) -> None:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.n_frames > 1:
+        for page in range(1, image.n_frames):
+            image.seek(page)
+            if not image.tag_v2.get(_PAGE_KIND, 0) & _SMALLER_OR_MASK:
+                raise PictureError(f"{path} has {image.n_frames} pages, expected one")
+        image.seek(0)
+
+
+_PAGE_KIND = 254  # TIFF's NewSubfileType
+_SMALLER_OR_MASK = 0b101
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file packs its pixels, in Pillow's words, before they are decoded."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _as_stored(image: Image.Image, raw: str) -> Image.Image:
+    """Greys without what Pillow does to show them: it stretches 2 and 4 bits, and inverts those whose 0 is white."""
+    packing = raw.partition(";")[2]
+    step, inverted = {"2": 85, "4": 17}.get(packing[:1], 1), "I" in packing
+    if image.mode not in ("1", "L") or (step == 1 and not inverted):
+        return image
+    return image.point([(255 - value if inverted else value) // step for value in range(256)])
+
+
+def over_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels ``[H, W, C]`` as they look on a white page: what is transparent must not show through to a model.
+
+    Examples:
+        >>> over_white(np.array([[[9, 9, 9]] * 2], np.uint8), np.array([[0, 255]], np.uint8))[0, :, 0]
+        array([255,   9], dtype=uint8)
+    """
+    wide = alpha[:, :, None].astype(np.uint16)
+    blended = (pixels * wide + 255 * (255 - wide) + 127) // 255
+    return blended.astype(np.uint8)
 
 
 def picture_suffixes() -> set[str]:

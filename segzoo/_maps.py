@@ -34,7 +34,7 @@ def read_grey(path: Path, *, indices: bool = False) -> Map:
         FileNotFoundError: There is no such file.
         ValueError: It is no picture, or holds colours, transparency or values out of range.
     """
-    with opened(path) as image:
+    with opened(path, one_page=True) as image:
         if image.mode == "P" and indices:
             return np.array(image)
         if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
@@ -59,6 +59,8 @@ def read_grey(path: Path, *, indices: bool = False) -> Map:
 def read_labels(path: Path) -> Map:
     """A label map as it is, uint8 or int32 ``[H, W]``: of a palette picture the indices, never the colours.
 
+    Greys are the numbers that the file stores: 0…15 where it has 4 bits, and not inverted where a TIFF's 0 is white.
+
     Args:
         path: Of any format that Pillow reads and that keeps labels as they are.
 
@@ -66,7 +68,7 @@ def read_labels(path: Path) -> Map:
         FileNotFoundError: There is no such file.
         ValueError: It is no picture, or none that holds labels.
     """
-    with opened(path) as image:
+    with opened(path, one_page=True, as_stored=True) as image:
         if image.format in ("JPEG", "MPO"):
             raise PictureError(f"{path} is a JPEG, which alters labels: expected a PNG of class indices")
         if image.mode == "1":
@@ -75,6 +77,8 @@ def read_labels(path: Path) -> Map:
             return np.array(image)
         if image.mode == "I" or image.mode.startswith("I;16"):
             return np.array(image).astype(np.int32)
+        if image.mode == "F":
+            raise PictureError(f"{path} holds floating point values, expected class indices: integers")
         raise PictureError(
             f"{path} holds colours ({image.mode}), expected class indices: one 8-bit channel, or a palette picture"
         )

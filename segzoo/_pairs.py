@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,13 +97,20 @@ def _by_name(folder: Path, recursive: bool) -> dict[str, Path]:
     return found
 
 
-def pictures_in(folder: Path, destination: Path, recursive: bool) -> list[Path]:
-    """Picture files by their endings, relative to the folder, sorted; hidden files and the results are left out."""
+def pictures_in(folder: Path, destination: Path, recursive: bool, more: Collection[str] = ()) -> list[Path]:
+    """Picture files by their endings, relative to the folder, sorted; hidden files and the results are left out.
+
+    Args:
+        folder: Where they are.
+        destination: The folder of results.
+        recursive: Whether its folders are followed.
+        more: Endings, in lower case, of other files that are pictures too.
+    """
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder; single pictures go in as a list")
-    endings = picture_suffixes()
+    endings = picture_suffixes().union(more)
     found: list[Path] = []
     results = destination.resolve()
 

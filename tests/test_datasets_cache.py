@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import mmap
 import os
 import pickle
+import resource
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,8 +27,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader
 
-from segzoo.datasets import PairedFolder, _cache, _memory
+from segzoo.datasets import PairedFolder, _cache, _code, _memory, _room
 from segzoo.datasets._cache import Cache, FolderCache, open_cache
+from segzoo.datasets._code import code_of
 from segzoo.datasets._entries import HEADER, Entry
 from segzoo.datasets._memory import MemoryCache, PrivateCache
 
@@ -125,7 +130,10 @@ def test_a_changed_file_is_decoded_again(made: Callable[..., Counting], kind: st
 
 def test_how_files_are_read_is_part_of_the_key(made: Callable[..., Counting]) -> None:
     seen = []
-    for options in ({}, {"reduce_zero_label": True}, {"task": "salient"}, {"task": "salient", "soft": True}):
+    salient = {"task": "salient", "ignore_index": 2}
+    for options in ({}, {"reduce_zero_label": True}, salient, {"task": "salient", "soft": True}):
+        if "soft" in options:  # labels are no soft masks
+            Image.fromarray((made(None)[0][1].numpy() > 0).astype(np.uint8)).save(made(None).samples[0].mask)
         dataset = made("folder", **options)
         seen.append(dataset[0][1])
         assert dataset.decoded() == ["i0", "m0"]
@@ -137,6 +145,81 @@ def test_how_files_are_read_is_part_of_the_key(made: Callable[..., Counting]) ->
         assert dataset.decoded() == ["i0", "m0"]
     assert torch.equal(seen[-1], 2 - seen[-2])
     assert torch.equal(made("folder", bands=[2])[0][0], made("folder")[0][0][2:])
+
+
+def test_the_layout_of_arrays_is_part_of_the_key(tmp_path: Path) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    np.save(tmp_path / "a.npy", pixels)
+    for first, expected in ((False, pixels.transpose(2, 0, 1)), (True, pixels)):
+        dataset = PairedFolder(tmp_path / "a.npy", None, channels_first=first, cache=tmp_path / "cache")
+        assert np.array_equal(dataset.image(0).numpy(), expected)
+
+
+SOURCE = """
+class Mine(PairedFolder):
+    {decorator}
+    def _more(labels):
+        return labels + {number}
+
+    def read_mask(self, path):
+        more = lambda labels: np.{function}(self._more(labels))
+        return more(super().read_mask(path)) if path.suffix in {{".png", ".tif", ".bmp", ".gif"}} else None
+"""
+
+
+def defined(**changes: Any) -> type[PairedFolder]:
+    """A class of one's own, as it may be edited between two runs."""
+    words = {"decorator": "@staticmethod", "number": "np.uint8(1)", "function": "flipud"} | changes
+    names = {"PairedFolder": PairedFolder, "np": np, "__name__": "mine"}
+    exec(SOURCE.format(**words), names)
+    made: Any = names["Mine"]
+    return made
+
+
+def test_the_code_of_ones_own_class_is_part_of_the_key(made: Callable[..., Counting], tmp_path: Path) -> None:
+    files = made(None).samples[0]
+    plain = made(None)[0][1].numpy()
+    changes: list[tuple[dict[str, str], np.ndarray]] = [
+        ({}, plain[::-1] + 1),
+        ({"number": "np.uint8(2)"}, plain[::-1] + 2),  # a constant of a method that it calls
+        ({"function": "fliplr"}, plain[:, ::-1] + 1),  # a name in a lambda
+    ]
+    for change, expected in changes:
+        dataset = defined(**change)(files.image, files.mask, cache=tmp_path / "own")
+        assert np.array_equal(dataset.mask(0).numpy(), expected)
+    assert len(list((tmp_path / "own").glob("*.bin"))) == len(changes)
+    again = defined(number="\\\n np.uint8(1)")(files.image, files.mask, cache=tmp_path / "own")
+    assert np.array_equal(again.mask(0).numpy(), changes[0][1])
+    assert len(list((tmp_path / "own").glob("*.bin"))) == len(changes)  # on another line it is the same code
+
+
+def test_that_value_is_the_same_in_every_process() -> None:
+    program = """
+import runpy, sys
+class Mine:
+    def read_mask(self, path):
+        return (lambda: path.suffix in {".png", ".tif", ".bmp", ".gif"})() or self.twice(path)
+    @classmethod
+    def twice(cls, path): return path + path
+    shape = property(lambda self: {1, "a", None})
+print(runpy.run_path(sys.argv[1])["code_of"](Mine, "segzoo"))
+"""
+    values = set()
+    for seed in "12":  # of the order of sets
+        command = [sys.executable, "-c", program, str(_code.__file__)]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        values.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip())
+    assert len(values) == 1 and len(values.pop()) == 16
+    assert code_of(PairedFolder, "segzoo") == ""
+
+
+def test_only_files_of_ones_own_are_swept(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / f".{'0a' * 16}.part", tmp_path / ".mybook.part"
+    for path in (ours, theirs):
+        path.touch()
+        os.utime(path, (0, 0))
+    FolderCache(tmp_path)
+    assert theirs.exists() and not ours.exists()
 
 
 def damages(data: bytes) -> Iterator[bytes]:
@@ -321,6 +404,90 @@ def test_full_memory_and_full_disks_end_nothing(
     dataset = made("folder")
     assert same(dataset, plain) and same(dataset, plain)
     assert len(caplog.records) == 1 and "No space left" in caplog.text and len(dataset.decoded()) == 4 * SIZE
+
+
+def test_a_lock_that_was_held_while_forking_is_not_waited_for(made: Callable[..., Counting]) -> None:
+    dataset = made("memory")
+    assert isinstance(dataset._cache, MemoryCache)
+    with dataset._cache._lock:  # as a thread of the parent may hold it, which the child does not have
+        child = os.fork()
+        if not child:
+            signal.alarm(5)
+            with contextlib.suppress(BaseException):
+                dataset[0]
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of 1000 MiB, 900 of them free, without containers."""
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 1 << 20}[name])
+    for name, place in (("_PROC", "proc"), ("_GROUPS", "groups")):
+        monkeypatch.setattr(_room, name, tmp_path / place)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {900 << 10} kB\n")
+    return tmp_path
+
+
+def test_half_of_the_memory_or_of_the_tightest_container(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _room.memory_size() == 1000 << 20 and _room.memory_left() == 900 << 20
+    assert MemoryCache()._limit == 500 << 20
+    inner = machine / "groups/outer/inner"
+    inner.mkdir(parents=True)
+    (machine / "proc/self/cgroup").write_text("1:name=systemd:/else\n0::/outer/inner\n")
+    for group, limit, used, files in ((inner, "max", 0, 0), (inner.parent, 600 << 20, 500 << 20, 300 << 20)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 5\nactive_file {files}\ninactive_file {1 << 20}\n")
+    assert _room.memory_size() == 600 << 20 and _room.memory_left() == 401 << 20
+    assert MemoryCache()._limit == 300 << 20
+    first = machine / "groups/memory/job"
+    first.mkdir(parents=True)
+    (machine / "proc/self/cgroup").write_text("4:cpu,memory:/job\n")
+    (first / "memory.limit_in_bytes").write_text(str(200 << 20))
+    (first / "memory.usage_in_bytes").write_text(str(150 << 20))
+    (first / "memory.stat").write_text("total_inactive_file 7\n")
+    assert _room.memory_size() == 200 << 20 and _room.memory_left() == (50 << 20) + 7
+    monkeypatch.setattr(_room, "address_space_left", lambda: 0)
+    monkeypatch.setattr(_memory, "address_space_left", lambda: 64 << 20)
+    assert MemoryCache()._limit == 32 << 20
+
+
+def test_what_others_have_taken_is_seen_while_growing(
+    made: Callable[..., Counting], machine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset, plain = made("memory"), made(None)
+    assert torch.equal(dataset[0][0], plain[0][0]) and not caplog.records
+    assert isinstance(dataset._cache, MemoryCache)
+    (machine / "proc/meminfo").write_text(f"MemAvailable: {110 << 10} kB\n")
+    dataset[1]
+    assert not caplog.records  # it was said to suffice
+    dataset._cache._looked = 0
+    dataset.decoded()
+    assert same(dataset, plain) and same(dataset, plain)
+    assert (
+        len(caplog.records) == 1 and "takes no more entries: it holds 0.0 GiB, and little memory is left" in caplog.text
+    )
+    assert dataset.decoded().count("i0") == 0 and made("memory")[0][0].shape == plain[0][0].shape
+
+
+def test_a_limit_of_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, most = mmap.mmap, [3 << 20]
+
+    def limited(file: int, size: int, **options: Any) -> mmap.mmap:
+        if size > most[0]:
+            raise OSError(12, "Cannot allocate memory")
+        return real(file, size, **options)
+
+    monkeypatch.setattr(_memory.mmap, "mmap", limited)
+    assert MemoryCache(16 << 20)._limit == 2 << 20
+    most[0] = 0
+    with pytest.raises(OSError, match=r"cache='memory' cannot map 0 MiB .*ulimit -v.*let cache= be a folder or None"):
+        MemoryCache(16 << 20)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5 << 40, 5 << 40))
+    assert 4 << 40 < _room.address_space_left() < 5 << 40
 
 
 def test_folders_that_cannot_be_written(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,6 +23,7 @@ __all__ = ["Cache", "FolderCache", "open_cache"]
 
 logger = logging.getLogger("segzoo.datasets")
 _ABANDONED = 3600  # seconds after which nobody is writing a file any more
+_PART = re.compile(r"\.[0-9a-f]{32}\.part")  # as write_whole names what it has not finished
 
 
 class Cache(Protocol):
@@ -101,7 +103,7 @@ class FolderCache:
         """Remove what killed processes left half-written."""
         for part in self._folder.glob(".*.part"):
             with contextlib.suppress(OSError):
-                if time.time() - part.stat().st_mtime > _ABANDONED:
+                if _PART.fullmatch(part.name) and time.time() - part.stat().st_mtime > _ABANDONED:
                     part.unlink()
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ __all__ = ["HEADER", "MOST_DIMENSIONS", "Decode", "Entry", "entry_for", "sum_of"
 Decode = Callable[[Path], NDArray[Any]]
 
 # An entry is a header of one fixed size and the array's bytes, filled up with zeros to whole 8-byte words.
-_MAGIC = b"szcache1"
+_MAGIC = b"szcache2"
 HEADER = struct.Struct("<8s16sQqQ8s5QQ")  # magic, key, size, mtime_ns, sum, dtype, dimensions, shape (4), crc32
 MOST_DIMENSIONS = 4
 

@@ -20,11 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segzoo.datasets._entries import HEADER, MOST_DIMENSIONS, Decode, Entry, entry_for, words_of
+from segzoo.datasets._room import address_space_left, memory_left, memory_size
 
 __all__ = ["MemoryCache", "PrivateCache"]
 
 logger = logging.getLogger("segzoo.datasets")
 _FIRST = 64  # where the first entry begins
+_LOOK_EVERY = 1 << 24  # bytes; to ask what is left costs as much as to write a tenth of it
+_SPARED = 10  # a cache leaves this part of the memory to others, other caches among them
+_LEAST = 1 << 20
 
 
 class MemoryCache:
@@ -35,23 +39,26 @@ class MemoryCache:
     word of the file says where the last entry ends and is written last, so that a killed writer leaves nothing behind.
 
     Args:
-        limit: Bytes that it may hold; None: half of what this machine or container has.
+        limit: Bytes that it may hold; None: half of what this machine or container has. It takes no more before that
+            where less than a tenth of the memory would be left.
+
+    Raises:
+        OSError: So much cannot be mapped.
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        file = _nameless_file()
-        os.ftruncate(file, limit or _half_of_memory())  # reserves addresses; memory is taken as it is written
-        self._attach(file)
+        self._attach(_nameless_file(), limit or _half_of_memory())
 
-    def _attach(self, file: int) -> None:
+    def _attach(self, file: int, limit: int | None = None) -> None:
         self._file = file
         weakref.finalize(self, os.close, file).atexit = False
-        self._limit = os.fstat(file).st_size
         # Copying from a mapping is twice as fast as reading; writing goes through the file, which can be full.
-        self._bytes = np.frombuffer(mmap.mmap(file, self._limit, access=mmap.ACCESS_READ), np.uint8)
+        self._bytes = _mapped(file, limit)
+        self._limit = self._bytes.size
         self._index: dict[bytes, tuple[Entry, int]] = {}
         self._seen = _FIRST
         self._full = False
+        self._looked = 0  # up to where there was memory enough
         self._lock, self._lock_of = threading.Lock(), os.getpid()
 
     def get(self, path: Path, reading: object, decode: Decode) -> Tensor:
@@ -81,7 +88,12 @@ class MemoryCache:
             end = self._seen + HEADER.size + entry.padded
             try:
                 if end > self._limit:
-                    raise OSError(f"it holds {self._seen / 2**30:.1f} GiB, half of the memory")
+                    raise OSError(f"it holds {self._seen / 2**30:.1f} GiB of the {self._limit / 2**30:.1f} it may")
+                if end > self._looked:
+                    self._looked = end + _LOOK_EVERY
+                    left = memory_left() - (self._looked - self._seen)
+                    if left < memory_size() // _SPARED:
+                        raise OSError(f"it holds {self._seen / 2**30:.1f} GiB, and little memory is left")
                 _write_at(self._file, self._seen, entry.pack())
                 _write_at(self._file, self._seen + HEADER.size, words_of(array).data)
                 _write_at(self._file, 0, end.to_bytes(8, "little"))
@@ -139,6 +151,23 @@ def _nameless_file() -> int:
         return os.dup(file.fileno())
 
 
+def _mapped(file: int, limit: int | None) -> NDArray[np.uint8]:
+    """All of a file; of a new one so many bytes, or fewer where there are no addresses for them."""
+    size = os.fstat(file).st_size if limit is None else limit
+    while True:
+        if limit is not None:
+            os.ftruncate(file, size)  # reserves addresses; memory is taken as it is written
+        try:
+            return np.frombuffer(mmap.mmap(file, size, access=mmap.ACCESS_READ), np.uint8)
+        except OSError as error:
+            if limit is None or size < _LEAST:
+                raise OSError(
+                    f"cache='memory' cannot map {size / 2**20:.0f} MiB ({error.strerror}): raise the limit of "
+                    "addresses (ulimit -v), or let cache= be a folder or None"
+                ) from error
+        size //= 2
+
+
 def _write_at(file: int, place: int, data: bytes | memoryview) -> None:
     left = memoryview(data).cast("B")
     while left:
@@ -147,11 +176,7 @@ def _write_at(file: int, place: int, data: bytes | memoryview) -> None:
 
 
 def _half_of_memory() -> int:
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max": none
-            sizes.append(int(Path(limit).read_text()))
-    return min(sizes) // 2
+    return max(_LEAST, min(memory_size(), address_space_left()) // 2)
 
 
 class PrivateCache:

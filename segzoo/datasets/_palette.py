@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,9 @@ class ColourLabels:
 
 def _rgb(colour: Any) -> tuple[int, int, int]:
     try:
-        values = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else tuple(int(value) for value in colour)
+        values = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else tuple(map(operator.index, colour))
     except (TypeError, ValueError):
         values = ()
     if len(values) != 3 or not all(0 <= value <= 255 for value in values):
-        raise ValueError(f"palette has {colour!r}, expected colours of three numbers 0 … 255")
+        raise ValueError(f"palette has {colour!r}, expected colours of three integers 0 … 255")
     return values[0], values[1], values[2]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from segzoo._decoding import PictureError, one_sentence, opened
+from segzoo._decoding import PictureError, one_sentence, opened, over_white
 from segzoo._maps import mask_foreground, read_grey, read_labels
+from segzoo.datasets._tiff import TIFF_ENDINGS, read_tiff
 
 __all__ = [
-    "BAND_ENDINGS",
+    "ARRAY_ENDING",
     "read_bands",
     "read_foreground",
     "read_indices",
@@ -23,23 +23,28 @@ __all__ = [
     "reduce_zero",
 ]
 
-BAND_ENDINGS = {".npy", ".tif", ".tiff"}  # of files that are read as they are stored
+ARRAY_ENDING = ".npy"
 Pixels = NDArray[Any]
 
 
 def read_picture(path: Path) -> Pixels:
     """A picture, upright: uint8 RGB ``[H, W, 3]``; 16-bit and floating greys as they are, ``[H, W, 1]``.
 
-    The array is a view of planes, which is the order that batches have.
+    What is transparent is seen on white, as a predictor shows it to a model. The array is a view of planes, which is
+    the order that batches have.
     """
     with opened(path) as image:
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             return _wide(image, path)
-        if image.mode == "P":
-            image = image.convert("RGBA")  # Pillow warns where a transparent palette goes straight to RGB
+        if image.mode in ("La", "RGBa"):  # premultiplied
+            image = image.convert("LA" if image.mode == "La" else "RGBA")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            alpha = np.asarray(image.getchannel("A"))
+            if alpha.min() < 255:
+                return over_white(np.asarray(image.convert("RGB")), alpha)
         if image.mode != "RGB":
-            with one_sentence(path):
-                image = image.convert("RGB")
+            image = image.convert("RGB")
         planes = bytearray().join(image.tobytes("raw", band) for band in "RGB")  # faster than moving pixels apart
         pixels: Pixels = np.frombuffer(planes, np.uint8).reshape(3, image.height, image.width).transpose(1, 2, 0)
         return pixels
@@ -69,15 +74,15 @@ def read_bands(path: Path, *, channels_first: bool = False) -> Pixels:
         channels_first: Whether .npy files hold ``[C, H, W]``.
     """
     ending = path.suffix.lower()
-    if ending == ".npy":
+    if ending == ARRAY_ENDING:
         values = _read_array(path)
         if values.ndim not in (2, 3):
             layout = "[bands, H, W]" if channels_first else "[H, W, bands]"
             raise PictureError(f"{path} has the shape {list(values.shape)}, expected [H, W] or {layout}")
         if channels_first and values.ndim == 3:
             values = values.transpose(1, 2, 0)
-    elif ending in BAND_ENDINGS:
-        values = _read_tiff(path)
+    elif ending in TIFF_ENDINGS:
+        values = read_tiff(path)
     else:
         return read_picture(path)
     values = _plain(values, path)
@@ -100,7 +105,11 @@ def _plain(values: Pixels, path: Path) -> Pixels:
     """In a type that tensors have: uint8, uint16, int16 or float32, in the byte order of this machine."""
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind == "f":
-        return values.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            narrow = values.astype(np.float32, copy=False)
+        if size > 4 and (np.isinf(narrow) & np.isfinite(values)).any():
+            raise PictureError(f"{path} holds values beyond the range of float32, such as {np.nanmax(abs(values)):g}")
+        return narrow
     if kind == "b":
         return values.astype(np.uint8)
     if (kind, size) in (("u", 1), ("u", 2), ("i", 2)):
@@ -108,79 +117,9 @@ def _plain(values: Pixels, path: Path) -> Pixels:
     raise PictureError(f"{path} holds {values.dtype}, expected uint8, uint16, int16 or floating point")
 
 
-# TIFFs that Pillow reads whole and exactly: photometric interpretation, bits and kind of numbers, to its modes. Of the
-# others it drops bits, bands or pages, or refuses them.
-_PILLOW_TIFFS: dict[tuple[int, tuple[int, ...], int], set[str]] = {
-    **{(grey, (8,), 1): {"L"} for grey in (0, 1)},
-    **{(grey, (1,), 1): {"1"} for grey in (0, 1)},
-    (1, (16,), 1): {"I;16", "I;16B", "I;16L"},
-    (1, (16,), 2): {"I"},
-    (1, (32,), 3): {"F"},
-    (2, (8, 8, 8), 1): {"RGB"},
-    (2, (8, 8, 8, 8), 1): {"RGBA", "RGBX", "RGBa"},
-    (3, (8,), 1): {"P"},
-    (5, (8, 8, 8, 8), 1): {"CMYK"},
-    (6, (8, 8, 8), 1): {"RGB", "YCbCr"},
-}
-
-
-def _read_tiff(path: Path) -> Pixels:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no picture {path}")
-    modes = _PILLOW_TIFFS.get(_tiff_kind(path) or (-1, (), 0))
-    if modes is not None:
-        with opened(path) as image:
-            if image.mode == "I":
-                return _wide(image, path)
-            if image.mode in modes:
-                return np.array(image.convert("RGB") if image.mode in ("P", "YCbCr") else image)
-    return _read_tiff_elsewhere(path)
-
-
-def _tiff_kind(path: Path) -> tuple[int, tuple[int, ...], int] | None:
-    """Photometric interpretation, bits of each sample and kind of numbers; None: several pages, or no such file.
-
-    By the tags alone: opening the file, Pillow would log an error for each that has many bands.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            tags = ImageFileDirectory_v2(head + file.read(8) if head[2:3] == b"+" or head[3:4] == b"+" else head)
-            file.seek(tags.next)
-            tags.load(file)
-            bits = tuple(tags.get(258, (1,)))
-            kinds = set(tags.get(339, (1,)))
-            if tags.next or len(bits) != tags.get(277, 1) or len(kinds) != 1:
-                return None
-            return tags.get(262, 1), bits, kinds.pop()
-    except Exception:  # tifffile may know more of it, and Pillow has the words if not
-        return None
-
-
-def _read_tiff_elsewhere(path: Path) -> Pixels:
-    try:
-        import tifffile
-    except ImportError:
-        with opened(path):  # what is broken says so
-            pass
-        raise PictureError(
-            f"{path} has more bands, pages or bits than Pillow reads: install tifffile (pip install tifffile)"
-        ) from None
-    with one_sentence(path), tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        values, axes = series.asarray(), series.axes
-        used = [i for i, (axis, length) in enumerate(zip(axes, values.shape)) if axis in "YX" or length > 1]
-        values, axes = values.reshape([values.shape[i] for i in used]), "".join(axes[i] for i in used)
-        if "Y" not in axes or "X" not in axes or len(axes) > 3:
-            raise PictureError(f"{path} has the axes {axes} {list(values.shape)}, expected rows, columns and bands")
-        order = [axes.index("Y"), axes.index("X"), *(i for i, axis in enumerate(axes) if axis not in "YX")]
-        pixels: Pixels = np.asarray(values).transpose(order)
-        return pixels
-
-
 def read_indices(path: Path) -> Pixels:
     """Labels as a file holds them, ``[H, W]``: of a palette picture the indices; of .npy any integers."""
-    if path.suffix.lower() != ".npy":
+    if path.suffix.lower() != ARRAY_ENDING:
         return read_labels(path)
     labels = _flat(_read_array(path), path)
     if labels.dtype.kind == "f":
@@ -214,7 +153,7 @@ def reduce_zero(labels: Pixels, ignore_index: int) -> Pixels:
 
 
 def _grey(path: Path) -> Pixels:
-    return _flat(_read_array(path), path) if path.suffix.lower() == ".npy" else read_grey(path)
+    return _flat(_read_array(path), path) if path.suffix.lower() == ARRAY_ENDING else read_grey(path)
 
 
 def read_foreground(path: Path, ignored: int | None = None) -> Pixels:
@@ -223,8 +162,11 @@ def read_foreground(path: Path, ignored: int | None = None) -> Pixels:
     Args:
         path: Of a grey picture, or a .npy file of 0 and 1, of uint8 greys or of floating 0…1.
         ignored: A value of the file that is kept as it is.
+
+    Raises:
+        ValueError: The file is broken, or does not say what the object is: see `_checked_mask`.
     """
-    values = _unit_checked(_grey(path), path)
+    values = _checked_mask(_unit_checked(_grey(path), path), path, ignored)
     if ignored is None:
         return mask_foreground(values).astype(np.uint8)
     unused = values == ignored
@@ -235,7 +177,7 @@ def read_foreground(path: Path, ignored: int | None = None) -> Pixels:
 
 def read_soft(path: Path) -> Pixels:
     """A grey mask as float32 0…1 ``[H, W]``; a mask of 0 and 1 stays that."""
-    values = _unit_checked(_grey(path), path)
+    values = _checked_mask(_unit_checked(_grey(path), path), path)
     if values.dtype == np.uint8 and values.max() > 1:
         values = values / np.float32(255)
     return values.astype(np.float32, copy=False)
@@ -251,3 +193,32 @@ def _unit_checked(values: Pixels, path: Path) -> Pixels:
             raise PictureError(f"{path} holds values {low} to {high}, expected 0 and 1, or 0 … 255")
         return values.astype(np.uint8)
     return values
+
+
+def _checked_mask(values: Pixels, path: Path, ignored: int | None = None) -> Pixels:
+    """A mask, once its 8 bits are 0 and 1 or greys: three labels, as of a trimap, leave open which is the object."""
+    if values.dtype != np.uint8:
+        return values
+    held = {value for value, count in enumerate(Image.fromarray(values).histogram()) if count}
+    if ignored == 255 and (held - {0, 1, 255} or held & {1, 255} == {255}):
+        raise PictureError(
+            f"{path} holds {_listed(held)}, expected 0, 1 for the object and {ignored} for ignored, as ignore_index "
+            "says: leave that out, or give another, where 255 is the object"
+        )
+    held.discard(-1 if ignored is None else ignored)
+    highest = max(held, default=0)
+    if 1 < highest < 128:
+        raise PictureError(
+            f"{path} holds nothing above {highest}, expected 0 and 1, or greys up to 255: are these labels?"
+        )
+    if {1, 255} <= held <= {0, 1, 255}:
+        raise PictureError(
+            f"{path} holds 1 and 255 and no grey between, expected 0 and 1, or greys up to 255: are these labels? "
+            "(PairedFolder's ignore_index=255 ignores 255)"
+        )
+    return values
+
+
+def _listed(values: set[int]) -> str:
+    first = sorted(values)
+    return " and ".join(map(str, first)) if len(first) <= 3 else f"{len(first)} values, {first[0]} to {first[-1]}"

@@ -18,7 +18,9 @@ from torchvision import tv_tensors
 
 from segzoo._decoding import PictureError
 from segzoo.datasets._cache import Cache, open_cache
-from segzoo.datasets._reading import read_indices, read_picture
+from segzoo.datasets._code import code_of
+from segzoo.datasets._reading import ARRAY_ENDING, read_indices, read_picture
+from segzoo.datasets._tiff import TIFF_ENDINGS
 
 __all__ = ["Sample", "SegmentationDataset", "Transforms", "pictures_of"]
 
@@ -31,13 +33,17 @@ class Sample:
 
     Attributes:
         name: What reports call it.
-        image: The picture's file.
+        image: The picture's file; a string becomes a path.
         mask: The mask's file, or None where there is none: every pixel is then ignored.
     """
 
     name: str
     image: Path
     mask: Path | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image", Path(self.image))
+        object.__setattr__(self, "mask", None if self.mask is None else Path(self.mask))
 
 
 class SegmentationDataset(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
@@ -48,7 +54,8 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
     soft). A sample without a mask gets one of ``ignore_index`` everywhere.
 
     A data set of one's own hands its samples to this class and overrides ``read_image`` or ``read_mask`` where its
-    files need it; what such a method depends on belongs into ``reading``, which is part of the cache's keys.
+    files need it. The code of such methods is part of the cache's keys; what else they depend on (an attribute, a
+    function outside the class) belongs into ``reading``.
 
     Args:
         samples: The files, in order.
@@ -79,6 +86,8 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
         (torch.Size([3, 3, 4]), tensor([1], dtype=torch.uint8))
     """
 
+    _first_label = 0  # in the files, of the classes
+
     def __init__(
         self,
         samples: Sequence[Sample],
@@ -102,6 +111,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
             raise ValueError(f"{alone.image} has no mask, and there is no ignore_index to stand for it")
         self.transforms = transforms
         self._cache: Cache | None = open_cache(cache)
+        self._code = code_of(type(self), "segzoo")
 
     @property
     def num_classes(self) -> int | None:
@@ -136,10 +146,8 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
         mask = self.mask(index)
         if image.shape[-2:] != mask.shape:
             sizes = [f"{shape[-1]} × {shape[-2]}" for shape in (image.shape, mask.shape)]
-            turned = ", turned: pictures are read upright, by their EXIF orientation" * (
-                image.shape[-2:] == mask.shape[::-1]
-            )
-            raise ValueError(f"{sample.image} has {sizes[0]} pixels and its mask {sample.mask} {sizes[1]}{turned}")
+            hint = _size_hint(image.shape, mask.shape, sample.image.suffix.lower())
+            raise ValueError(f"{sample.image} has {sizes[0]} pixels and its mask {sample.mask} {sizes[1]}{hint}")
         return image, mask
 
     def image(self, index: int) -> tv_tensors.Image:
@@ -173,7 +181,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
     def _pixels(self, path: Path, kind: str, decode: Callable[[Path], NDArray[Any]]) -> Tensor:
         if self._cache is None:
             return torch.from_numpy(decode(path))
-        return self._cache.get(path, (kind, *self.reading()), decode)
+        return self._cache.get(path, (kind, self._code, *self.reading()), decode)
 
     def _decode_image(self, path: Path) -> NDArray[Any]:
         """Planes ``[C, H, W]``, as batches want them: the copy is made once, before the cache."""
@@ -198,9 +206,11 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
                 if self.ignore_index is not None:
                     bad &= labels != self.ignore_index
                 if bad.any():
-                    y, x = np.argwhere(bad)[0]
+                    y, x = map(int, np.argwhere(bad)[0])
+                    first = self._first_label
                     raise PictureError(
-                        f"{path} has the label {labels[y, x]} at row {y}, column {x}, expected 0 … {known - 1}"
+                        f"{path} has the label {int(labels[y, x]) + first} at row {y}, column {x}, "
+                        f"expected {first} … {known - 1 + first}"
                         + (f", or {self.ignore_index} for ignored" if self.ignore_index is not None else "")
                     )
         return labels.astype(np.uint8 if fits else np.int64, copy=False)
@@ -211,8 +221,11 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, tv_tensors.Mask]]):
         return tv_tensors.Mask(torch.full(tuple(size), ignore_index, dtype=dtype))
 
     def __repr__(self) -> str:
-        folder = os.path.commonpath([sample.image.parent for sample in self.samples])
-        lines = [f"{len(self)} pictures in {folder}"]
+        folders = {sample.image.parent for sample in self.samples}
+        if len({folder.is_absolute() for folder in folders}) > 1:
+            folders = {folder.absolute() for folder in folders}
+        folder = os.path.commonpath(folders) or "."
+        lines = [f"{len(self)} picture{'s' * (len(self) != 1)} in {folder}"]
         if self.classes is not None:
             shown = ", ".join(self.classes[:8]) + (" …" if len(self.classes) > 8 else "")
             lines.append(f"{len(self.classes)} {'class' if len(self.classes) == 1 else 'classes'}: {shown}")
@@ -242,6 +255,20 @@ def pictures_of(dataset: Dataset[Any]) -> Iterator[tuple[SegmentationDataset, in
 def _own(values: NDArray[Any]) -> NDArray[Any]:
     """Contiguous and writable: read-only pixels would tie a tensor to memory that is not its own."""
     return np.require(values, requirements=["C", "W"])
+
+
+def _size_hint(image: Sequence[int], mask: Sequence[int], ending: str) -> str:
+    """Why a picture ``[C, H, W]`` may have another size than its mask."""
+    channels, height, width = image
+    if (height, width) == tuple(mask[::-1]):
+        return ", turned: pictures are read upright, by their EXIF orientation"
+    if ending in TIFF_ENDINGS and (channels, height) == tuple(mask):
+        return (
+            f": are its {channels} pages rows of {width} bands? (tifffile.imwrite has planarconfig='contig' for those)"
+        )
+    if ending == ARRAY_ENDING and (width, channels) == tuple(mask):
+        return ": is it [bands, H, W]? (PairedFolder has channels_first=True for those)"
+    return ""
 
 
 def _checked_names(classes: Sequence[str]) -> tuple[str, ...]:

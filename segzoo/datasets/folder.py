@@ -15,7 +15,7 @@ from segzoo._decoding import PictureError
 from segzoo._errors import some_of, unknown_name
 from segzoo._pairs import natural_key, pictures_in
 from segzoo.datasets._palette import ColourLabels
-from segzoo.datasets._reading import read_bands, read_foreground, read_indices, read_soft, reduce_zero
+from segzoo.datasets._reading import ARRAY_ENDING, read_bands, read_foreground, read_indices, read_soft, reduce_zero
 from segzoo.datasets.base import Sample, SegmentationDataset, Transforms
 
 __all__ = ["PairedFolder", "Unpaired"]
@@ -36,13 +36,14 @@ class Unpaired(NamedTuple):
 class PairedFolder(SegmentationDataset):
     """Pictures in one folder and masks in another, or in the same, paired by their names without the endings.
 
-    Pictures are RGB uint8 ``[3, H, W]``, upright by their EXIF orientation. TIFF and ``.npy`` files keep their bands as
-    they are stored, ``[bands, H, W]`` in uint8, uint16, int16 or float32, and so do greys of 16 bits. Pillow reads few
-    TIFFs with other than 1, 3 or 4 bands or more than 8 bits: for those, install tifffile.
+    Pictures are RGB uint8 ``[3, H, W]``, upright by their EXIF orientation, transparent ones on white. TIFF and
+    ``.npy`` files keep their bands as they are stored, ``[bands, H, W]`` in uint8, uint16, int16 or float32, and so do
+    greys of 16 bits. Pillow reads few TIFFs with other than 1, 3 or 4 bands or more than 8 bits: for those, install
+    tifffile.
 
     Masks are label maps ``[H, W]``: greys and palette pictures as their indices, with ``palette`` by their colours; or,
-    for salient objects, 1 where the mask is above half of its range and 0 elsewhere. A label that is neither a class
-    nor ignored is an error.
+    for salient objects, 1 where the mask is above half of its range and 0 elsewhere: of 0 and 1, or of greys up to 255.
+    A label that is neither a class nor ignored is an error, and so is a mask of labels where a grey one is expected.
 
     Args:
         images: The folder of pictures, or one picture.
@@ -52,7 +53,7 @@ class PairedFolder(SegmentationDataset):
             to names of ``classes``. Several colours may have one label, that of ``ignore_index`` too. A colour is three
             numbers 0…255 or a string such as ``"#ff8000"``; a mask with any other is an error.
         ignore_index: The label that does not count. ``"auto"``: 255, and None for salient objects. Given for salient
-            objects, it is the grey, such as 128, that is kept as it is.
+            objects, it is the grey 2…255, such as 128, that is kept as it is; with 255 the object is 1.
         reduce_zero_label: The files' label 0 becomes ``ignore_index``, k becomes k − 1, as ADE20K needs it.
         soft: Masks of salient objects are float32 0…1.
         task: ``"semantic"`` or ``"salient"``.
@@ -108,16 +109,22 @@ class PairedFolder(SegmentationDataset):
             raise unknown_name("task", task, _TASKS)
         if missing not in _MISSING:
             raise unknown_name("missing", missing, _MISSING)
+        if "" in (os.fspath(images), "." if masks is None else os.fspath(masks)):
+            raise ValueError("a path is empty, expected a folder of pictures, and one of masks or None")
         salient = task == "salient"
+        ignore_index_given = ignore_index
         if ignore_index == "auto":
             ignore_index = None if salient else 255
         if salient and (palette is not None or reduce_zero_label):
             raise ValueError("palette and reduce_zero_label are for label maps, expected neither with task='salient'")
+        if salient and ignore_index is not None and not 2 <= ignore_index <= 255:
+            raise ValueError(f"ignore_index is {ignore_index}, expected a grey 2 … 255 with task='salient', or None")
         if soft and (not salient or ignore_index is not None):
             raise ValueError("soft masks are those of task='salient' without ignore_index")
         if reduce_zero_label and (palette is not None or ignore_index is None):
             raise ValueError("reduce_zero_label makes 0 the ignore_index of index maps: expected one, and no palette")
         self.task, self.soft, self.reduce_zero_label = task, soft, reduce_zero_label
+        self._first_label = int(reduce_zero_label)
         self.bands = None if bands is None else _checked_bands(bands)
         self.channels_first = channels_first
         if salient and classes is None:
@@ -133,6 +140,8 @@ class PairedFolder(SegmentationDataset):
                     f"palette has the label {max(wrong)}, expected those of {len(classes)} classes"
                     + (f", or {ignore_index}" if ignore_index is not None else "")
                 )
+        if ignore_index_given == "auto" and not salient:
+            _check_automatic(len(classes or ()), self._palette, isinstance(palette, Mapping))
         colours = None if self._palette is None else self._palette.colours(ignore_index)
         if colours is not None and classes is not None and len(colours) < len(classes):
             colours = None  # some classes have no colour of their own
@@ -172,6 +181,18 @@ class PairedFolder(SegmentationDataset):
     def reading(self) -> tuple[object, ...]:
         """What decides, beside the files, what is read."""
         return *super().reading(), *self._reading
+
+
+def _check_automatic(count: int, palette: ColourLabels | None, mapped: bool) -> None:
+    """Refuse 255 for ignored where it is a class; a mapping from colours may have it for those that are ignored."""
+    if palette is not None:
+        highest = max(palette.labels.values())
+        count = max(count, 0 if mapped and highest == 255 else highest + 1)
+    if count > 255:
+        raise ValueError(
+            f"ignore_index is 255 unless given, which is one of the {count} classes: expected another, such as -1, or "
+            "None"
+        )
 
 
 def _checked_bands(bands: Sequence[int]) -> list[int]:
@@ -242,13 +263,8 @@ def _named(folder: Path, suffix: str, recursive: bool, other: str) -> dict[str, 
         recursive: Whether its folders are followed.
         other: The suffix of what lies in the same folder and is to be left out; "": nothing is.
     """
-    arrays = folder.rglob("*.npy") if recursive else folder.glob("*.npy")
-    paths = [
-        *pictures_in(folder, folder, recursive),
-        *sorted(path.relative_to(folder) for path in arrays if path.name[0] != "."),
-    ]
     found: dict[str, Path] = {}
-    for path in paths:
+    for path in pictures_in(folder, folder, recursive, more={ARRAY_ENDING}):
         name = path.with_suffix("").as_posix()
         if not name.endswith(suffix) or (other and len(other) > len(suffix) and name.endswith(other)):
             continue

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from segzoo._decoding import PictureError
 from segzoo._files import write_whole
 from segzoo._maps import read_ahead
 from segzoo._progress import progress_bar
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PixelCounts", "count_pixels"]
 
+_MOST_LABELS = 0xFFFF  # of 16 bits
 Picture: TypeAlias = tuple[SegmentationDataset, int]
 
 
@@ -230,6 +232,14 @@ def _histogram(picture: Picture) -> tuple[NDArray[np.int64], int]:
     """The pixels of each class in one mask, and how many are ignored."""
     dataset, index = picture
     mask = dataset.mask(index).numpy()
+    if mask.dtype.kind == "i":
+        labels = mask[mask != dataset.ignore_index]  # which may be negative, or so high that counting fills the memory
+        low, high = labels.min(initial=0), labels.max(initial=0)
+        if low < 0 or high > _MOST_LABELS:
+            raise PictureError(
+                f"{dataset.samples[index].mask} has the label {low if low < 0 else high}, expected 0 … {_MOST_LABELS}"
+            )
+        return np.bincount(labels).astype(np.int64), mask.size - labels.size
     counts = _label_counts(mask > 0.5 if mask.dtype.kind == "f" else mask)
     ignored = 0
     if dataset.ignore_index is not None and 0 <= dataset.ignore_index < len(counts):
@@ -242,9 +252,7 @@ def _histogram(picture: Picture) -> tuple[NDArray[np.int64], int]:
 def _label_counts(labels: NDArray[Any]) -> NDArray[np.int64]:
     if labels.dtype == bool:
         labels = labels.view(np.uint8)
-    if labels.dtype == np.uint8:
-        return np.array(Image.fromarray(labels).histogram(), np.int64)  # without a copy of the mask in wide integers
-    return np.bincount(labels.ravel()).astype(np.int64)
+    return np.array(Image.fromarray(labels).histogram(), np.int64)  # without a copy of the mask in wide integers
 
 
 def _rows(dataset: SegmentationDataset) -> int | None:
