@@ -1,7 +1,9 @@
 """What sliding_window costs on a picture of 100 megapixels: time, and peak memory beside input, result and model.
 
-    OMP_NUM_THREADS=2 python benchmarks/sliding_window.py --overlap 0.25 --json benchmarks/results/sliding_window.json
-    python benchmarks/sliding_window.py --models u2net_lite --windows 512 --side 2000
+    python benchmarks/sliding_window.py --models "three convolutions" --overlap 0.25
+    python benchmarks/sliding_window.py --models u2net_lite --windows 512 --storage "in memory" --overlap 0
+
+With --json benchmarks/results/sliding_window.json the figures are kept.
 
 A picture of 8-bit noise, three bands, normalised window by window (``prepare``); one class comes out. Every case runs
 in a process of its own (Linux), with nothing warmed up: memory is the peak from the call to its end, less what was

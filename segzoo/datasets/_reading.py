@@ -168,7 +168,7 @@ def read_foreground(path: Path, ignored: int | None = None) -> Pixels:
     """
     values = _checked_mask(_unit_checked(_grey(path), path), path, ignored)
     if ignored is None:
-        return mask_foreground(values).astype(np.uint8)
+        return mask_foreground(values).view(np.uint8)
     unused = values == ignored
     binary = mask_foreground(np.where(unused, values.dtype.type(0), values)).astype(np.uint8)
     binary[unused] = ignored
@@ -185,10 +185,12 @@ def read_soft(path: Path) -> Pixels:
 
 def _unit_checked(values: Pixels, path: Path) -> Pixels:
     """Bool, uint8 or floating 0…1, which is what greys are; other integers pass where they are 0 and 1."""
+    if values.dtype in (np.uint8, np.bool_):
+        return values
     low, high = values.min(), values.max()
     if values.dtype.kind == "f" and not (low >= 0 and high <= 1):
         raise PictureError(f"{path} holds floating point values {low:g} to {high:g}, expected 0…1")
-    if values.dtype.kind in "iu" and values.dtype != np.uint8:
+    if values.dtype.kind in "iu":
         if low < 0 or high > 255:
             raise PictureError(f"{path} holds values {low} to {high}, expected 0 and 1, or 0 … 255")
         return values.astype(np.uint8)
@@ -199,6 +201,8 @@ def _checked_mask(values: Pixels, path: Path, ignored: int | None = None) -> Pix
     """A mask, once its 8 bits are 0 and 1 or greys: three labels, as of a trimap, leave open which is the object."""
     if values.dtype != np.uint8:
         return values
+    if ignored is None and np.count_nonzero(values) == np.count_nonzero(values == 255):
+        return values  # black and white, as most are: a histogram takes longer
     held = {value for value, count in enumerate(Image.fromarray(values).histogram()) if count}
     if ignored == 255 and (held - {0, 1, 255} or held & {1, 255} == {255}):
         raise PictureError(
