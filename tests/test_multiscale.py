@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from resizing import resized
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import resize as torchvision_resize
 
 from segzoo import u2net_lite
 from segzoo.inference import average_predictions, multi_scale, preprocess, read_picture
@@ -49,10 +49,10 @@ def by_hand(
     terms = []
     for scale in scales:
         size = [max(1, int(np.floor(side * scale + 0.5))) for side in (height, width)]
-        scaled = torchvision_resize(x, size, antialias=True)
+        scaled = resized(x, size)
         for flipped in (False, True) if hflip else (False,):
             logits = model(scaled.flip(3) if flipped else scaled)
-            logits = torchvision_resize(logits.flip(3) if flipped else logits, [height, width], antialias=True)
+            logits = resized(logits.flip(3) if flipped else logits, [height, width])
             terms.append(logits.detach().numpy())
 
     def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -217,7 +217,7 @@ def test_inputs_may_come_from_anywhere() -> None:
     model, x = Tiny().eval(), torch.randn(2, 3, 12, 10)
     inputs = [torch.randn(2, 3, 24, 20), x]
     found = average_predictions(model, iter(inputs), (12, 10), hflip=False)
-    first = torchvision_resize(model(inputs[0]), [12, 10], antialias=True).softmax(1)
+    first = resized(model(inputs[0]), [12, 10]).softmax(1).float()
     torch.testing.assert_close(found, ((first + model.predict(x)) / 2).detach())
 
 
