@@ -335,6 +335,9 @@ def test_postprocessing_that_fails_costs_one_picture(tmp_path: Path) -> None:
         Image.fromarray(one).save(tmp_path / f"{i}.png")
     report = predict_folder(predictor, tmp_path, tmp_path / "out")
     assert [p.name for p in report.failed] == ["1.png"] and len(report.written) == 2
+    with pytest.raises(ValueError, match="clean_rim is of soft rims"):  # before the work, not once for each picture
+        predict_folder(predictor, tmp_path, tmp_path / "cut", "cutout", hard=True, clean_rim=True)
+    assert not (tmp_path / "cut").exists()
     masks = segzoo.Predictor(Filter(), postprocess=lambda p: p.mask)  # type: ignore[arg-type, return-value]
     for pictures in (picture(), [picture(), picture()]):
         with pytest.raises(TypeError, match="postprocess must return a Prediction, got ndarray"):

@@ -13,7 +13,7 @@ from segzoo._errors import unknown_name
 from segzoo.inference.multiscale import SCALES, average_predictions, checked_scales, scaled_size
 from segzoo.inference.picture import Picture
 from segzoo.inference.preprocessing import normalise, resized_pixels
-from segzoo.inference.tiling import check_tiling, sliding_window
+from segzoo.inference.tiling import size_pair, sliding_window
 from segzoo.weights.catalog import Preprocessing
 
 __all__ = ["Input", "TestTime", "Views", "parse_tta"]
@@ -150,10 +150,7 @@ def parse_tta(tta: TestTime, tile: int | tuple[int, int] | None) -> Views:
         >>> parse_tta("flip", None), parse_tta((0.5, 1), 64)
         (Views(scales=(1.0,), hflip=True, tile=None), Views(scales=(0.5, 1.0), hflip=True, tile=(64, 64)))
     """
-    try:
-        window = None if tile is None else check_tiling(tile)[0]
-    except ValueError:
-        raise ValueError(f"tile must be a positive int or a pair of them (height, width), got {tile!r}") from None
+    window = None if tile is None else size_pair("tile", tile)
     if tta is None or tta == "flip":
         return Views(hflip=tta is not None, tile=window)
     if isinstance(tta, str):

@@ -15,7 +15,7 @@ from segzoo._pairs import pictures_in
 from segzoo._progress import progress_bar
 from segzoo.inference.colours import parse_colour
 from segzoo.inference.picture import PictureLike, check_output, format_for
-from segzoo.inference.prediction import KINDS, Kind, Prediction, output_mode
+from segzoo.inference.prediction import KINDS, Kind, Prediction, check_cutout_options, output_mode
 from segzoo.inference.predictor import Predictor
 
 __all__ = ["FolderReport", "predict_folder"]
@@ -80,8 +80,7 @@ def predict_folder(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if kind not in KINDS:
         raise unknown_name("kind of picture", kind, KINDS)
-    if kind != "cutout" and (background is not None or hard or clean_rim or classes is not None):
-        raise ValueError(f"background, hard, clean_rim and classes are a cut-out's, not of kind={kind!r}")
+    check_cutout_options(kind, background, hard, clean_rim, classes)
     if background is not None:
         parse_colour(background)
     mode = output_mode(kind, background)

@@ -12,7 +12,7 @@ from segzoo.inference._arrays import Array, Kind, as_tensor, is_number, like
 from segzoo.ops import distance_to
 from segzoo.ops.components import component_sizes, connected_components, where_equal
 
-__all__ = ["largest_component", "remove_small", "threshold"]
+__all__ = ["largest_component", "of_nearest", "remove_small", "threshold"]
 
 
 def threshold(probabilities: Kind, at: float | Literal["otsu", "adaptive"] = 0.5) -> Kind:
@@ -210,10 +210,20 @@ def _relabelled(labels: Tensor, ignored: Tensor, area: float, connectivity: int)
     if not small.any():
         return labels
     stays = ~small & ~ignored
-    row, column = distance_to(stays, return_indices=True)[1].unbind(-3)
-    nearest = (row * labels.shape[-1] + column).clamp_(min=0).flatten(1)
-    lent = labels.flatten(1).gather(1, nearest).view_as(labels)
+    lent = of_nearest(labels, stays)
     return torch.where(small & stays.any(-1, keepdim=True).any(-2, keepdim=True), lent, labels)
+
+
+def of_nearest(values: Tensor, sites: Tensor) -> Tensor:
+    """Of every pixel of ``[N, H, W]`` the value at the nearest of the sites; anything in a map that has none.
+
+    Examples:
+        >>> of_nearest(torch.tensor([[[1, 2, 3, 4]]]), torch.tensor([[[True, False, False, True]]]))
+        tensor([[[1, 1, 4, 4]]])
+    """
+    row, column = distance_to(sites, return_indices=True)[1].unbind(-3)
+    nearest = (row * sites.shape[-1] + column).clamp_(min=0).flatten(1)
+    return values.flatten(1).gather(1, nearest).view_as(values)
 
 
 def _ignored(labels: Tensor, ignore_index: int | None) -> Tensor:

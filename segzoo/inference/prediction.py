@@ -24,7 +24,7 @@ from segzoo.inference.picture import Picture, save_image
 from segzoo.inference.tidying import tidied_probabilities
 from segzoo.ops import resize
 
-__all__ = ["KINDS", "Kind", "Prediction", "output_mode", "stretch"]
+__all__ = ["KINDS", "Kind", "Prediction", "check_cutout_options", "output_mode", "stretch"]
 
 Kind = Literal["mask", "probability", "cutout", "overlay"]
 KINDS: tuple[Kind, ...] = ("mask", "probability", "cutout", "overlay")
@@ -193,8 +193,7 @@ class Prediction:
         Raises:
             ValueError: For an unknown colour or class, several classes and no choice, or ``hard`` with ``clean_rim``.
         """
-        if hard and clean_rim:
-            raise ValueError("clean_rim is of soft rims, a hard cut-out has none: give one of the two")
+        check_cutout_options("cutout", background, hard, clean_rim, classes)
         alpha = self._foreground(classes, hard)
         if self.picture.alpha is not None:
             alpha = (alpha.astype(np.uint16) * self.picture.alpha // 255).astype(np.uint8)
@@ -240,8 +239,7 @@ class Prediction:
             clean_rim: See ``cutout``.
             classes: See ``cutout``.
         """
-        if kind != "cutout" and (background is not None or hard or clean_rim or classes is not None):
-            raise ValueError(f"background, hard, clean_rim and classes are a cut-out's, not of kind={kind!r}")
+        check_cutout_options(kind, background, hard, clean_rim, classes)
         if kind == "cutout":
             return self.cutout(background=background, hard=hard, clean_rim=clean_rim, classes=classes)
         if kind == "overlay":
@@ -317,6 +315,20 @@ class Prediction:
             return self.mask
         best = self.probabilities.argmax(0)
         return np.where(self.mask.any(0), best + 1, 0).astype(np.uint8)
+
+
+def check_cutout_options(kind: str, background: object, hard: bool, clean_rim: bool, classes: object) -> None:
+    """Raise ValueError for options of a cut-out that another kind of picture has not, or that exclude each other.
+
+    Examples:
+        >>> check_cutout_options("mask", "white", False, False, None)
+        Traceback (most recent call last):
+        ValueError: background, hard, clean_rim and classes are a cut-out's, not of kind='mask'
+    """
+    if kind != "cutout" and (background is not None or hard or clean_rim or classes is not None):
+        raise ValueError(f"background, hard, clean_rim and classes are a cut-out's, not of kind={kind!r}")
+    if hard and clean_rim:
+        raise ValueError("clean_rim is of soft rims, a hard cut-out has none: give one of the two")
 
 
 def output_mode(kind: Kind, background: str | None) -> str:

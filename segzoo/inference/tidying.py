@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segzoo.inference.postprocess import largest_component, remove_small
-from segzoo.ops import distance_to
+from segzoo.inference.postprocess import largest_component, of_nearest, remove_small
 
 __all__ = ["tidied_probabilities"]
 
@@ -48,8 +47,4 @@ def tidied_probabilities(
 
 def _with_rim(some: Tensor, sites: Tensor) -> Tensor:
     """Where ``some`` of the ``sites`` are nearer than any other, bool ``[C, H, W]``; both are."""
-    if not some.any():
-        return some
-    row, column = distance_to(sites, return_indices=True)[1].unbind(-3)
-    nearest = (row * sites.shape[-1] + column).clamp_(min=0).flatten(1)
-    return some.flatten(1).gather(1, nearest).view_as(some)
+    return of_nearest(some, sites) if some.any() else some

@@ -18,7 +18,7 @@ from segzoo.inference._forward import LogitsModel, main_logits, place_of
 from segzoo.models.base import check_positive, evaluating
 from segzoo.ops import resize
 
-__all__ = ["Blend", "check_tiling", "sliding_window"]
+__all__ = ["Blend", "check_tiling", "size_pair", "sliding_window"]
 
 Blend = Literal["gaussian", "constant"]
 Size: TypeAlias = "int | tuple[int, int]"
@@ -151,19 +151,19 @@ def check_tiling(
         ((512, 512), (256, 256), (64, 64))
     """
     check_positive(multiple=multiple)
-    window = _pair("size", size, least=1)
+    window = size_pair("size", size)
     if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap < 1:
         raise ValueError(f"overlap must be a number from 0 to less than 1, got {overlap!r}")
     if blend not in _BLENDS:
         raise unknown_name("blend", blend, _BLENDS)
     # What rounding took away from a whole number of pixels must not cost one: 10 · (1 − 0.8) is 1.9999999999999996.
     height, width = (max(1, int(side * (1 - overlap) + 1e-6)) for side in window)
-    height, width = (stride // _grid(stride, multiple) * _grid(stride, multiple) for stride in (height, width))
+    height, width = (stride - stride % _grid(stride, multiple) for stride in (height, width))
     most = ((window[0] - height) // 2, (window[1] - width) // 2)
     if margin is None:
         margins = (min(window[0] // 8, most[0]), min(window[1] // 8, most[1]))
     else:
-        margins = _pair("margin", margin, least=0)
+        margins = size_pair("margin", margin, least=0)
         if margins[0] > most[0] or margins[1] > most[1]:
             allowed = most[0] if most[0] == most[1] else most
             raise ValueError(
@@ -180,7 +180,13 @@ def _grid(stride: int, multiple: int) -> int:
     return multiple
 
 
-def _pair(name: str, value: object, least: int) -> tuple[int, int]:
+def size_pair(name: str, value: object, least: int = 1) -> tuple[int, int]:
+    """Height and width of a pair, or of one number for both; else a ValueError that says what ``name`` must be.
+
+    Examples:
+        >>> size_pair("tile", 512)
+        (512, 512)
+    """
     both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     whole = (int, np.integer)
     if len(both) != 2 or not all(isinstance(v, whole) and not isinstance(v, bool) and v >= least for v in both):
