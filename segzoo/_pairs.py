@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segzoo._decoding import picture_suffixes
 
-__all__ = ["Pair", "Pairs", "natural_key", "pair_files", "pictures_in"]
+__all__ = ["Pair", "Pairs", "files_by_name", "named_pictures", "natural_key", "pair_files", "pictures_in"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def pair_files(
         raise ValueError(f"{first} is a {words[0]} and {second} a {words[1]}, expected two folders or two files")
     if not first.is_dir():
         return Pairs([Pair(first.stem, first, second)])
-    mine, theirs = _by_name(first, recursive), _by_name(second, recursive)
+    mine, theirs = (named_pictures(folder, recursive=recursive) for folder in (first, second))
     names = sorted(mine.keys() | theirs.keys(), key=natural_key)
     both = [name for name in names if name in mine and name in theirs]
     if not both:
@@ -83,18 +83,45 @@ def natural_key(name: str) -> tuple[str | int, ...]:
     return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name)))
 
 
-def _by_name(folder: Path, recursive: bool) -> dict[str, Path]:
-    """The pictures of a folder by their paths in it, without the ending."""
+def named_pictures(
+    folder: Path, *, recursive: bool, suffix: str = "", other: str = "", more: Collection[str] = ()
+) -> dict[str, Path]:
+    """``files_by_name``, or a ValueError where there is none."""
+    found = files_by_name(folder, recursive=recursive, suffix=suffix, other=other, more=more)
+    if not found:
+        deeper = not recursive and any(path.is_dir() for path in folder.iterdir())
+        ending = f"whose name ends in {suffix!r} " if suffix else ""
+        raise ValueError(
+            f"there is no picture {ending}in the folder {folder}{'; recursive follows its folders' * deeper}"
+        )
+    return found
+
+
+def files_by_name(
+    folder: Path, *, recursive: bool, suffix: str = "", other: str = "", more: Collection[str] = ()
+) -> dict[str, Path]:
+    """The pictures of a folder by their paths in it without suffix and ending, in natural order.
+
+    Args:
+        folder: Where they are.
+        recursive: Whether its folders are followed.
+        suffix: With what their names end before the ending; others are left out.
+        other: The longer suffix of what lies in the same folder and is to be left out; "": nothing is.
+        more: Endings of files that are pictures, too.
+
+    Raises:
+        ValueError: Two files have one name.
+    """
     found: dict[str, Path] = {}
-    for path in pictures_in(folder, folder, recursive):
+    for path in pictures_in(folder, folder, recursive, more=more):
         name = path.with_suffix("").as_posix()
+        if not name.endswith(suffix) or (len(other) > len(suffix) and name.endswith(other)):
+            continue
+        name = name.removesuffix(suffix)
         if name in found:
             raise ValueError(f"{found[name]} and {folder / path} have one name: which of them is {name!r}?")
         found[name] = folder / path
-    if not found:
-        deeper = not recursive and any(path.is_dir() for path in folder.iterdir())
-        raise ValueError(f"there is no picture in the folder {folder}{'; recursive follows its folders' * deeper}")
-    return found
+    return {name: found[name] for name in sorted(found, key=natural_key)}
 
 
 def pictures_in(folder: Path, destination: Path, recursive: bool, more: Collection[str] = ()) -> list[Path]:

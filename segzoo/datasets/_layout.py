@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from segzoo._errors import some_of, unknown_name
-from segzoo._pairs import natural_key, pictures_in
+from segzoo._pairs import files_by_name
 from segzoo.datasets.base import Sample
 
 __all__ = ["check_split", "find_layout", "named_files", "paired"]
@@ -57,16 +57,10 @@ def named_files(folder: Path, ending: str = "", *, recursive: bool = False) -> d
     Raises:
         FileNotFoundError: There is none.
     """
-    found: dict[str, Path] = {}
-    for path in pictures_in(folder, folder, recursive):
-        if path.stem.endswith(ending):
-            name = path.with_suffix("").as_posix().removesuffix(ending)
-            if name in found:
-                raise ValueError(f"{found[name]} and {folder / path} have one name: which of them is {name!r}?")
-            found[name] = folder / path
+    found = files_by_name(folder, recursive=recursive, suffix=ending)
     if not found:
         raise FileNotFoundError(f"there is no picture{f' *{ending}.*' if ending else ''} in {folder}")
-    return {name: found[name] for name in sorted(found, key=natural_key)}
+    return found
 
 
 def paired(images: Mapping[str, Path], masks: Mapping[str, Path], name: str) -> list[Sample]:

@@ -6,6 +6,7 @@ import logging
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from segzoo._decoding import PictureError
 from segzoo._errors import some_of, unknown_name
-from segzoo._pairs import natural_key, pictures_in
+from segzoo._pairs import named_pictures
 from segzoo.datasets._palette import ColourLabels
 from segzoo.datasets._reading import ARRAY_ENDING, read_bands, read_foreground, read_indices, read_soft, reduce_zero
 from segzoo.datasets.base import Sample, SegmentationDataset, Transforms
@@ -227,10 +228,11 @@ def _pair(
     same = masks is not None and images.resolve() == masks.resolve()
     if same and image_suffix == mask_suffix:
         raise ValueError(f"pictures and masks are both in {images}: expected an image_suffix or a mask_suffix")
-    found = _named(images, image_suffix, recursive, other=mask_suffix if same else "")
+    named = partial(named_pictures, recursive=recursive, more={ARRAY_ENDING})
+    found = named(images, suffix=image_suffix, other=mask_suffix if same else "")
     if masks is None:
         return [Sample(name, path, None) for name, path in found.items()], Unpaired([], [])
-    labels = _named(masks, mask_suffix, recursive, other=image_suffix if same else "")
+    labels = named(masks, suffix=mask_suffix, other=image_suffix if same else "")
     unpaired = Unpaired(
         [path for name, path in found.items() if name not in labels],
         [path for name, path in labels.items() if name not in found],
@@ -252,30 +254,3 @@ def _pair(
         logger.warning("%s", said)
     kept = [name for name in found if name in labels or missing == "allow"]
     return [Sample(name, found[name], labels.get(name)) for name in kept], unpaired
-
-
-def _named(folder: Path, suffix: str, recursive: bool, other: str) -> dict[str, Path]:
-    """The files of a folder by their paths in it without suffix and ending, in natural order.
-
-    Args:
-        folder: Where they are.
-        suffix: With what their names end before the ending.
-        recursive: Whether its folders are followed.
-        other: The suffix of what lies in the same folder and is to be left out; "": nothing is.
-    """
-    found: dict[str, Path] = {}
-    for path in pictures_in(folder, folder, recursive, more={ARRAY_ENDING}):
-        name = path.with_suffix("").as_posix()
-        if not name.endswith(suffix) or (other and len(other) > len(suffix) and name.endswith(other)):
-            continue
-        name = name.removesuffix(suffix)
-        if name in found:
-            raise ValueError(f"{found[name]} and {folder / path} have one name: which of them is {name!r}?")
-        found[name] = folder / path
-    if not found:
-        deeper = not recursive and any(path.is_dir() for path in folder.iterdir())
-        ending = f"whose name ends in {suffix!r} " if suffix else ""
-        raise ValueError(
-            f"there is no picture {ending}in the folder {folder}{'; recursive follows its folders' * deeper}"
-        )
-    return {name: found[name] for name in sorted(found, key=natural_key)}
