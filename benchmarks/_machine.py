@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 
-def machine() -> str:
-    """Processor, threads and versions, in one line."""
+def machine(gpu: str | None = None) -> str:
+    """Processor, threads and versions, in one line; first the GPU, the given one or that which this process used."""
     cpuinfo = Path("/proc/cpuinfo")
     names = (
         [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
@@ -18,7 +18,9 @@ def machine() -> str:
         else []
     )
     processor = names[0] if names else platform.processor() or platform.machine()
+    if gpu is None and torch.cuda.is_initialized():
+        gpu = torch.cuda.get_device_name()
     return (
-        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
+        f"{f'{gpu}; ' if gpu else ''}{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )

@@ -10,14 +10,13 @@ medians, and the median of the pairs' ratios (below 1: ours is faster).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 import torchvision
 from _machine import machine
+from _results import result_file, write_results
 from _timing import interleaved
 
 import segzoo
@@ -66,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=result_file, help="write the results to this file too")
     args = parser.parse_args()
     seconds = build_all()
     print(f"build: {len(seconds)} models in {sum(seconds.values()):.1f} s, the slowest {max(seconds.values()):.2f} s")
@@ -79,8 +78,8 @@ def main() -> None:
         )
     print(machine())
     if args.json:
-        results = {"build_seconds": seconds, "size": args.size, "forward": forward, "machine": machine()}
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        results = {"build_seconds": seconds, "size": args.size, "repeats": args.repeats, "forward": forward}
+        write_results(args.json, results)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 from pathlib import Path
 
 import torch
 from _machine import machine
+from _results import result_file, write_results
 from torch import Tensor, nn
 
 import segzoo
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default, help="default: %(default)s")
     parser.add_argument("--onnx", type=Path, help="the published u2netp.onnx")
     parser.add_argument("--pictures", type=int, default=40)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=result_file, help="write the results to this file too")
     args = parser.parse_args()
 
     bundled = segzoo.u2net_lite()
@@ -77,7 +77,7 @@ def main() -> None:
         print(f"the same on random input: {apart['largest']:.1e} at most, {apart['mean']:.1e} in the mean")
     print(f"{len(paths)} pictures of ECSSD; {machine()}")
     if args.json:
-        args.json.write_text(json.dumps({**results, "machine": machine()}, indent=2) + "\n")
+        write_results(args.json, results, seed=0, peers=["onnxruntime"])
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ slows ours more than SciPy, as its threads wait for each other: measure on an id
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from _machine import machine
+from _results import result_file, write_results
 from _timing import interleaved
 from scipy.ndimage import distance_transform_edt
 
@@ -79,7 +78,7 @@ def compare(name: str, theirs: Callable[[], object], ours: Callable[[], object],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=result_file, help="write the results to this file too")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     results: dict[str, object] = {}
@@ -115,7 +114,7 @@ def main() -> None:
     )
     print(machine())
     if args.json:
-        args.json.write_text(json.dumps({**results, "machine": machine()}, indent=2, ensure_ascii=False) + "\n")
+        write_results(args.json, {**results, "repeats": args.repeats}, seed=0, peers=["scipy"])
 
 
 if __name__ == "__main__":

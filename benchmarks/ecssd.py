@@ -13,7 +13,6 @@ prediction once more.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _machine import machine
+from _results import result_file, write_results
 from PIL import Image
 from tqdm import tqdm
 
@@ -53,7 +53,7 @@ def main() -> None:
         "--no-min-max", action="store_true", help="score the probabilities as they are: no min-max anywhere, no 8 bit"
     )
     parser.add_argument("--limit", type=int, help="only the first N pictures")
-    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    parser.add_argument("--json", type=result_file, help="write the results to this file too")
     args = parser.parse_args()
 
     predictor = segzoo.Predictor(args.model, precision=args.precision)
@@ -98,7 +98,7 @@ def main() -> None:
             "resize": args.resize,
             "min_max": not args.no_min_max,
         }
-        args.json.write_text(json.dumps({**settings, **results, "machine": machine()}, indent=2) + "\n")
+        write_results(args.json, {**settings, **results}, peers=["scikit-image"])
 
 
 if __name__ == "__main__":

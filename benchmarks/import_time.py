@@ -6,13 +6,12 @@ python benchmarks/import_time.py
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 from _machine import machine
+from _results import result_file, write_results
 
 CODE = "import time; a = time.perf_counter(); {}; print(time.perf_counter() - a)"
 IMPORTS = {
@@ -32,7 +31,7 @@ def seconds(statement: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=result_file, help="write the results to this file too")
     args = parser.parse_args()
     times: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for name in IMPORTS:
@@ -48,9 +47,7 @@ def main() -> None:
     print(f"import segzoo adds to import torch (median of pairs): {added:.1f} ms; alone it takes "
           f"{medians['import segzoo']:.1f} ms\n{machine()}")  # fmt: skip
     if args.json:
-        args.json.write_text(
-            json.dumps({"added_ms": added, "medians_ms": medians, "machine": machine()}, indent=2) + "\n"
-        )
+        write_results(args.json, {"added_ms": added, "medians_ms": medians, "repeats": args.repeats})
 
 
 if __name__ == "__main__":

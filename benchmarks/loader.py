@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from _machine import machine
+from _results import read_results, result_file, write_results
 from _timing import interleaved
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pictures", type=int, default=160, help="in a pass")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    parser.add_argument("--json", type=result_file, help="write the results to this file too")
     args = parser.parse_args()
     columns = ["set", "workers", "plain", *PEERS, *(f"{kind} ÷ plain" for kind in PEERS)]
     print(f"| {' | '.join(columns)} |\n|:--{'|--:' * (len(columns) - 1)}|")
@@ -156,10 +156,9 @@ def main() -> None:
             print(cells(rows[-1]), flush=True)
     print(machine())
     if args.json:
-        old = json.loads(args.json.read_text())["rows"] if args.json.exists() else []
-        merged = {(row["set"], row["workers"]): row for row in [*old, *rows]}
-        results = {"rows": [merged[key] for key in sorted(merged)], "machine": machine()}
-        args.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        kept = read_results(args.json)
+        merged = {(row["set"], row["workers"]): row for row in [*kept.get("rows", []), *rows]}
+        write_results(args.json, {"rows": [merged[key] for key in sorted(merged)]}, seed=0, kept=kept)
 
 
 if __name__ == "__main__":

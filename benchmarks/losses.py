@@ -14,9 +14,9 @@ of segzoo.losses for what differs)."""
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
-import json
 import statistics
 import warnings
 from collections.abc import Callable
@@ -25,11 +25,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _machine import machine
+from _results import read_results, result_file, write_results
 from _timing import interleaved
 from torch import Tensor
 
 from segzoo import losses
 
+PEERS = ("monai", "segmentation-models-pytorch")
 SIZES = {"8×21×512×512": (8, 21, 512, 512), "4×19×1024×2048": (4, 19, 1024, 2048)}
 Loss = Callable[[Tensor, Tensor], Tensor]
 Candidates = dict[str, tuple[str, Loss]]
@@ -260,20 +262,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--losses", nargs="*", default=[], help="words of the names; default: all")
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--json", type=Path, help="figures of other losses that are in the file stay")
+    parser.add_argument("--json", type=result_file, help="figures of other losses that are in the file stay")
     args = parser.parse_args()
-    where = machine()
-    if args.device == "cuda":
-        where = f"{torch.cuda.get_device_name()}; {where}"
-    results: dict[str, object] = {"machine": where, "repeats": args.repeats, "sizes": {}}
-    if args.json and args.json.exists():
-        results |= {"sizes": json.loads(args.json.read_text())["sizes"]}
+    kept = read_results(args.json)
+    sizes = copy.deepcopy(kept.get("sizes", {}))
     for name, (mode, who) in candidates().items():
         if args.losses and not any(word in name for word in args.losses):
             continue
         for size in args.sizes:
             figures = compare(mode, who, SIZES[size], args.device, args.repeats)
-            results["sizes"].setdefault(size, {})[name] = figures
+            sizes.setdefault(size, {})[name] = figures
             fastest = min((peer for peer in figures if peer != "segzoo"), key=lambda peer: figures[peer]["ms"])
             print(f"{name}, {size}" + (" (1 channel)" if mode == "binary" else ""))
             for peer, figure in figures.items():
@@ -283,8 +281,9 @@ def main() -> None:
                 mark = " (fastest peer)" if peer == fastest and len(figures) > 2 else ""
                 print(f"    {peer:22} {figure['ms']:9.1f} ms {figure['mib']:8.0f} MiB{ratios}{mark}", flush=True)
             if args.json:
-                args.json.write_text(json.dumps(results, indent=2) + "\n")
-    print(where)
+                results = {"repeats": args.repeats, "sizes": sizes}
+                write_results(args.json, results, seed=0, peers=PEERS, kept=kept)
+    print(machine())
 
 
 if __name__ == "__main__":

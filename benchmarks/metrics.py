@@ -17,7 +17,6 @@ the masks are ECSSD's, enlarged where they have to be, and the predictions blurr
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import warnings
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from _machine import machine
+from _results import result_file, write_results
 from _timing import interleaved
 from PIL import Image
 from scipy import ndimage
@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder with ecssd/; else masks are made up")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    parser.add_argument("--json", type=result_file, help="write the results to this file too")
     args = parser.parse_args()
     print(f"{'':44}{'peer':16}{'peer ms':>9}{'ours ms':>9}{'ratio':>8}{'lowest':>8}")
     rows = saliency(args.repeats, args.data, opencv=True) + saliency(args.repeats, args.data, opencv=False)
@@ -202,8 +202,8 @@ def main() -> None:
     print(machine())
     if args.json:
         masks = "ECSSD's" if args.data else "made up"
-        results = {"rows": rows, "masks": masks, "repeats": args.repeats, "machine": machine()}
-        args.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        results = {"rows": rows, "masks": masks, "repeats": args.repeats}
+        write_results(args.json, results, seed=0, peers=["pysodmetrics", "torchmetrics", "monai"])
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ Seconds are a picture's, the model's and what comes after, on the machine that t
 
 The defaults of `refine_edges` and `crf` were chosen on the odd ones of the pictures 0801 to 0839; those are left out,
 unless --tuned asks for them alone. What the model says is kept in the ``--cache`` folder, if there is one, so that a
-run that was stopped goes on where it was; delete it when the model changes.
+run that was stopped goes on where it was; delete it when the model changes. The file of --json has measures and seconds
+apart, as they come from runs of their own (--seconds, without --cache).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from _machine import machine
+from _results import read_results, result_file, write_results
 from PIL import Image
 from tqdm import tqdm
 
@@ -132,6 +133,18 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def merged(
+    kept: dict[str, Any], results: dict[str, dict[str, float]], model: str, run: str, only_seconds: bool
+) -> dict[str, Any]:
+    """The rows of a file, with those of this run, or the seconds of this run, in their place."""
+    old = {name: dict(rows) for name, rows in kept.items() if isinstance(rows, dict) and kept.get("model") == model}
+    title = f"seconds a picture, {run}, {torch.get_num_threads()} threads" if only_seconds else run
+    for row, values in results.items():
+        measures = {name: value for name, value in values.items() if name != "seconds"}
+        old.setdefault(title, {})[row] = values["seconds"] if only_seconds else measures
+    return {"model": model, **old}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("SEGZOO_DATA", "../shared/data")) / "ecssd"
@@ -141,7 +154,8 @@ def main() -> None:
     parser.add_argument("--tuned", action="store_true", help="the pictures the defaults were chosen on, instead")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), metavar="ROW", help="only these")
     parser.add_argument("--cache", type=Path, help="a folder for what the model says")
-    parser.add_argument("--json", type=Path, help="write the results to this file too")
+    parser.add_argument("--seconds", action="store_true", help="write down only the seconds: for an idle machine")
+    parser.add_argument("--json", type=result_file, help="figures of other runs that are in the file stay")
     args = parser.parse_args()
     paths = [path for path in sorted((args.data / "images").glob("*.jpg")) if (path.stem in TUNED) == args.tuned]
     if args.pictures:
@@ -151,8 +165,9 @@ def main() -> None:
     results = measured(paths, args.data, Maps(args.model, args.cache), args.rows)
     print(f"{args.model} on {len(paths)} pictures of ECSSD\n\n{table(results)}\n\n{machine()}")
     if args.json:
-        settings = {"model": args.model, "pictures": len(paths), "tuned": args.tuned}
-        args.json.write_text(json.dumps({**settings, "rows": results, "machine": machine()}, indent=2) + "\n")
+        kept = read_results(args.json)
+        run = f"{len(paths)} pictures" + (", those of the defaults" if args.tuned else "")
+        write_results(args.json, merged(kept, results, args.model, run, args.seconds), kept=kept)
 
 
 if __name__ == "__main__":

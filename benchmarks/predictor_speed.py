@@ -11,13 +11,13 @@ under no_grad, sigmoid, resize) against ``predictor(path).mask``.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
 import numpy as np
 import torch
 from _machine import machine
+from _results import result_file, write_results
 from _timing import interleaved
 from PIL import Image
 
@@ -73,14 +73,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["u2net_lite"])
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=result_file, help="write the results to this file too")
     args = parser.parse_args()
     results: dict[str, object] = {}
     for name in args.models:
         results |= compare(name, args.repeats)
     print(machine())
     if args.json:
-        args.json.write_text(json.dumps({**results, "machine": machine()}, indent=2) + "\n")
+        write_results(args.json, {**results, "repeats": args.repeats})
 
 
 if __name__ == "__main__":

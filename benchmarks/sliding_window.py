@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _machine import machine
+from _results import read_results, result_file, write_results
 from torch import Tensor, nn
 
 import segzoo
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--storage", nargs="*", default=list(STORAGE), choices=STORAGE)
     parser.add_argument("--side", type=int, default=10_000, help="height and width of the picture")
     parser.add_argument("--overlap", type=float, default=0.5)
-    parser.add_argument("--json", type=Path, help="figures of other cases that are in the file stay")
+    parser.add_argument("--json", type=result_file, help="figures of other cases that are in the file stay")
     parser.add_argument("--here", action="store_true", help="run the first case in this process and print its figures")
     args = parser.parse_args()
     if args.here:
@@ -112,9 +113,8 @@ def main() -> None:
             case = (args.models[0], args.windows[0], args.storage[0], args.side, args.overlap, Path(folder))
             print(json.dumps(run_case(*case)))
         return
-    results: dict[str, object] = {"machine": machine(), "cases": {}}
-    if args.json and args.json.exists():
-        results |= {"cases": json.loads(args.json.read_text())["cases"]}
+    kept = read_results(args.json)
+    cases = dict(kept.get("cases", {}))
     print(
         "| model | picture | storage | window | overlap | time | per megapixel | memory beside input, result, model |"
     )
@@ -129,7 +129,7 @@ def main() -> None:
                 )
                 figures = json.loads(done.stdout)
                 name = f"{model}, {args.side}×{args.side} {storage}, window {window}, overlap {args.overlap:g}"
-                results["cases"][name] = figures
+                cases[name] = figures
                 print(
                     f"| {model} | {args.side}×{args.side} | {storage} | {window} | {args.overlap:g} "
                     f"| {figures['seconds']:.1f} s | {figures['seconds_per_megapixel']:.2f} s "
@@ -137,7 +137,7 @@ def main() -> None:
                     flush=True,
                 )
                 if args.json:
-                    args.json.write_text(json.dumps(results, indent=2) + "\n")
+                    write_results(args.json, {"cases": cases}, seed=0, kept=kept)
     print(machine())
 
 
