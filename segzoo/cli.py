@@ -381,6 +381,8 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     _open_as_asked(args)
     model: Any = args.model
     if args.weights:
+        if args.model.startswith("local-dir:"):
+            raise ValueError(f"--weights is for a model by name, and {args.model} brings its own")
         model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
     postprocess = _postprocess(args)
     predictor = segzoo.Predictor(
@@ -582,9 +584,10 @@ def _parameters(name: str) -> int:
 def _info(args: argparse.Namespace) -> int:
     import segzoo
     from segzoo.registry import find_factory, task_of
+    from segzoo.weights.folder import LOCAL_DIR, read_folder
 
-    if "." in args.name:
-        record = segzoo.get_weights(args.name)
+    if args.name.startswith(LOCAL_DIR) or "." in args.name:
+        record = read_folder(args.name).record if args.name.startswith(LOCAL_DIR) else segzoo.get_weights(args.name)
         print(_json(record.to_dict()) if args.json else _table(_record_rows(record)))
         return _DONE
     factory = find_factory(args.name)

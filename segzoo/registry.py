@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +26,11 @@ _tasks: dict[str, Task] = {}
 
 
 def register_model(task: Task) -> Callable[[Factory], Factory]:
-    """Decorator that makes a factory known under its own name.
+    """Decorator that makes a factory known under its own name, and its models ones that can be saved.
+
+    The models remember the arguments of the call, for ``save_pretrained``, and ``weights="local-dir:PATH"`` brings back
+    those of a model that was saved, but for the ones that are given. For that a factory ends in
+    ``segzoo.models.base.build_model``.
 
     Args:
         task: ``"salient"``, ``"semantic"`` or ``"instance"``.
@@ -42,11 +48,63 @@ def register_model(task: Task) -> Callable[[Factory], Factory]:
     def register(factory: Factory) -> Factory:
         if factory.__name__ in _factories:
             raise ValueError(f"a model {factory.__name__!r} is registered already")
-        _factories[factory.__name__] = factory
+        remembering = cast(Factory, _remembering(factory))
+        _factories[factory.__name__] = remembering
         _tasks[factory.__name__] = task
-        return factory
+        return remembering
 
     return register
+
+
+def _remembering(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """The factory, whose models know how they were made. Only here is it known which arguments were given."""
+    name, signature = factory.__name__, inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError:
+            return factory(*args, **kwargs)  # refused in Python's own words, with the factory's name
+        from segzoo.weights.folder import LOCAL_DIR
+
+        weights = given.arguments.get("weights")
+        if isinstance(weights, str) and weights.startswith(LOCAL_DIR):
+            given = signature.bind(**_from_folder(name, signature, weights, _named(given)))
+        model = factory(*given.args, **given.kwargs)
+        given.apply_defaults()
+        if hasattr(model, "remember_call"):
+            model.remember_call(name, _named(given))
+        return model
+
+    return build
+
+
+def _named(call: inspect.BoundArguments) -> dict[str, Any]:
+    """{argument: value}, those of ``**arguments`` among the others."""
+    named: dict[str, Any] = {}
+    for parameter in call.signature.parameters.values():
+        if parameter.name in call.arguments:
+            value = call.arguments[parameter.name]
+            named |= value if parameter.kind is parameter.VAR_KEYWORD else {parameter.name: value}
+    return named
+
+
+def _from_folder(name: str, signature: inspect.Signature, weights: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a saved model, those that were given in their place, and its weights as they were read."""
+    from segzoo.weights.folder import read_folder
+
+    checkpoint = read_folder(weights)
+    saved = checkpoint.saved
+    if saved.architecture != name:
+        raise ValueError(
+            f"{weights} holds a {saved.architecture}, not a {name}: segzoo.create_model({weights!r}) gives it"
+        )
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    unknown = [argument for argument in saved.arguments if argument not in signature.parameters]
+    if unknown and not takes_any:
+        raise ValueError(f"{weights} has arguments that {name} does not take: {', '.join(unknown)}")
+    return {"in_channels": saved.in_channels, **saved.arguments, **given, "weights": checkpoint}
 
 
 def find_factory(name: str) -> Callable[..., Any] | None:
@@ -65,11 +123,14 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     """A model by name: ``create_model("u2net_lite")`` is ``segzoo.u2net_lite()``, default weights and all.
 
     Args:
-        name: A factory's name, or with the tag of its weights: ``"u2net_lite.duts"``.
-        **kwargs: The factory's arguments, as ``weights=None``, ``num_classes=2``, ``norm="group"``.
+        name: A factory's name, or with the tag of its weights: ``"u2net_lite.duts"``; or ``"local-dir:PATH"``: the
+            model in a folder that ``save_pretrained`` wrote.
+        **kwargs: The factory's arguments, as ``weights=None``, ``num_classes=2``, ``norm="group"``; of a folder's model
+            those that shall be other than saved.
 
     Raises:
-        ValueError: For an unknown name or tag, with the nearest one.
+        ValueError: For an unknown name or tag, with the nearest one, or a folder whose files do not belong together.
+        FileNotFoundError: If there is no such folder, with the nearest one.
         TypeError: If weights are given twice, or the factory has no such argument.
 
     Examples:
@@ -78,13 +139,22 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if not isinstance(name, str):
         raise TypeError(f"a model's name is a str, got {type(name).__name__}")
-    architecture, dot, tag = name.partition(".")
+    from segzoo.weights.folder import LOCAL_DIR, read_architecture
+
+    if name.startswith(LOCAL_DIR):
+        architecture, dot, tag = read_architecture(name), ".", name
+    else:
+        architecture, dot, tag = name.partition(".")
     factory = find_factory(architecture)
     if factory is None:
         from segzoo.weights.convert import SUFFIXES
 
+        if name == tag:
+            raise ValueError(f"{name} holds a {architecture!r}, which is no registered model: import what registers it")
         if name.lower().endswith(SUFFIXES):
             raise ValueError(f"{name!r} is a weights file: name its model, as in segzoo.u2net_lite(weights={name!r})")
+        if Path(name).is_dir():
+            raise ValueError(f"{name!r} is a folder: {LOCAL_DIR + name!r} is the model that was saved in it")
         raise _unknown("model", architecture, _factories)
     if dot:
         if "weights" in kwargs:

@@ -102,6 +102,8 @@ def check_depth(depth: int) -> None:
 
 def _indices(name: str, depth: int) -> tuple[int, ...]:
     """Which of timm's feature maps to take: those of rising stride up to 2 ** depth."""
+    import timm  # noqa: F401 - torch 2.6 cannot import its compiler, which timm does, under the meta device
+
     with torch.device("meta"):
         probe = _create(name, None)
     strides = probe.feature_info.reduction()

@@ -10,15 +10,16 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 
 from segzoo.encoders.torchvision_encoders import load_imagenet, set_stem
-from segzoo.layers.norm import Norm
+from segzoo.layers.norm import FrozenBatchNorm, Norm
 from segzoo.layers.replace import replace_norm
+from segzoo.models._pretrained import Pretrained
 from segzoo.models.base import check_positive
 from segzoo.weights.catalog import Preprocessing, Weights
 
 __all__ = ["MaskRCNN"]
 
 
-class MaskRCNN(TorchvisionMaskRCNN):  # type: ignore[misc]
+class MaskRCNN(Pretrained, TorchvisionMaskRCNN):  # type: ignore[misc]
     """torchvision's Mask R-CNN on a ResNet-50 with a feature pyramid, with its conventions and keys.
 
     ``model(list of [C, H, W] in 0…1)`` gives a list of dictionaries in eval mode (``boxes`` ``[n, 4]``, ``labels``
@@ -29,6 +30,7 @@ class MaskRCNN(TorchvisionMaskRCNN):  # type: ignore[misc]
         num_classes: With the background.
         in_channels: Input channels.
         norm: Of the ResNet; the pyramid and the heads have none.
+        norm_eps: Of frozen norms. None means 1e-5.
         encoder_weights: ``"imagenet"``, a path, or None.
         **arguments: torchvision's, as ``box_score_thresh``, ``box_detections_per_img``, ``min_size``.
 
@@ -51,6 +53,7 @@ class MaskRCNN(TorchvisionMaskRCNN):  # type: ignore[misc]
         num_classes: int = 91,
         in_channels: int = 3,
         norm: Norm = "frozen_batch",
+        norm_eps: float | None = None,
         encoder_weights: Any = None,
         **arguments: Any,
     ) -> None:
@@ -66,6 +69,9 @@ class MaskRCNN(TorchvisionMaskRCNN):  # type: ignore[misc]
         if encoder_weights is not None:
             load_imagenet(self.backbone.body, "resnet50", encoder_weights, in_channels=in_channels, without=("fc.",))
         replace_norm(self.backbone.body, norm)
+        for module in self.backbone.body.modules():
+            if norm_eps is not None and isinstance(module, FrozenBatchNorm):
+                module.eps = norm_eps
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.weights: Weights | None = None

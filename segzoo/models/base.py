@@ -1,4 +1,7 @@
-"""What every model here has in common: the forward contract, predict(), and how weights come in."""
+"""What every model here has in common: the forward contract, predict(), and how weights come in.
+
+How they go out again is in ``_pretrained.py``: ``save_pretrained``.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ from torch import Tensor, nn
 from segzoo._errors import unknown_name
 from segzoo.encoders.base import Encoder
 from segzoo.layers.norm import Norm
+from segzoo.models._pretrained import Pretrained, origin_of
 from segzoo.ops import resize_to
 from segzoo.weights.adapt import adapt_state_dict
 from segzoo.weights.catalog import Preprocessing, Weights, get_weights, list_weights
 from segzoo.weights.convert import SUFFIXES, StateDict, read_state_dict
 from segzoo.weights.fetch import fetch
+from segzoo.weights.folder import CONFIG, LOCAL_DIR, Checkpoint
 
 __all__ = ["EncoderModel", "SegmentationModel", "build_model", "check_positive", "evaluating"]
 
@@ -63,7 +68,7 @@ def evaluating(model: object) -> Iterator[None]:
             module.training = training
 
 
-class SegmentationModel(nn.Module):
+class SegmentationModel(Pretrained, nn.Module):
     """A network from pictures to one map of logits a class.
 
     ``model(x)`` takes a normalised float tensor ``[N, in_channels, H, W]``, any H, W ≥ 1, and returns logits
@@ -195,7 +200,7 @@ Model = TypeVar("Model", bound=SegmentationModel)
 def build_model(
     cls: type[Model],
     architecture: str,
-    weights: str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | Checkpoint | None,
     *,
     num_classes: int | None,
     in_channels: int,
@@ -209,7 +214,8 @@ def build_model(
         cls: The model's class.
         architecture: The factory's name.
         weights: A tag of its own (``"duts"``), ``"architecture.tag"``, a path to a ``.safetensors``, ``.pth``, ``.pt``
-            or ``.onnx`` file, or None for random initialisation.
+            or ``.onnx`` file, or None for random initialisation. Of ``"local-dir:PATH"`` the registry makes a
+            checkpoint.
         num_classes: None means the checkpoint's, or the architecture's default without one.
         in_channels: Another number than the checkpoint's adapts the first convolution.
         norm: Another norm than the checkpoint's keeps γ and β and warns.
@@ -224,7 +230,10 @@ def build_model(
         return cls(num_classes=classes, in_channels=in_channels, **{"norm": norm, **arguments, **more})
 
     if weights is None:
-        return make(cls.default_num_classes if num_classes is None else num_classes)
+        model = make(cls.default_num_classes if num_classes is None else num_classes)
+        if arguments.get("encoder_weights") is not None and arguments.get("encoder", "") is not None:
+            model.started_from = _encoder_origin(arguments["encoder_weights"])
+        return model
     record, state, origin = _load(architecture, weights, progress)
     more = {name: value for name, value in cls.implied(state).items() if arguments.get(name) is None}
     if "encoder_weights" in arguments:
@@ -236,16 +245,30 @@ def build_model(
         state, model.state_dict(), heads=cls.heads, stem=model.stems(), optional=cls.optional, origin=origin
     )
     model.load_state_dict(fitted)
+    model.implied_arguments = more
+    model.started_from = origin_of(weights, record)
     if record is not None:
         model.weights = record
         model.preprocessing = record.preprocessing.for_channels(in_channels)
         model.threshold = record.threshold
-        model.classes = record.classes if model.num_classes == record.num_classes else None
+        model.classes = (record.classes or None) if model.num_classes == record.num_classes else None
+    if isinstance(weights, Checkpoint):
+        model.take_over(weights)
     return model
 
 
-def _load(architecture: str, weights: str | os.PathLike[str], progress: bool) -> tuple[Weights | None, StateDict, str]:
+def _encoder_origin(weights: str | os.PathLike[str]) -> str:
+    if weights == "imagenet":
+        return "its encoder's ImageNet weights (pictures for research only)"
+    return f"its encoder's weights in {Path(weights).name}, whose training data are not recorded"
+
+
+def _load(
+    architecture: str, weights: str | os.PathLike[str] | Checkpoint, progress: bool
+) -> tuple[Weights | None, StateDict, str]:
     """The record, if there is one, the state dict in our keys, and what to call it in messages."""
+    if isinstance(weights, Checkpoint):
+        return weights.record, weights.state, weights.origin
     if not isinstance(weights, (str, os.PathLike)):
         raise TypeError(f"weights is a tag, a path or None, got {type(weights).__name__}")
     text = os.fspath(weights)
@@ -254,6 +277,8 @@ def _load(architecture: str, weights: str | os.PathLike[str], progress: bool) ->
     if text in known:
         record = known[text]
         return record, read_state_dict(fetch(record, progress=progress)), record.name
+    if (Path(text) / CONFIG).is_file():
+        raise ValueError(f"{text} is a folder: weights={LOCAL_DIR + text!r} loads the model in it")
     if not isinstance(weights, str) or len(Path(text).parts) > 1 or Path(text).suffix.lower() in SUFFIXES:
         return None, read_state_dict(text), text
     raise unknown_name(f"weights for {architecture}", text, known)

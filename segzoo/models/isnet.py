@@ -100,8 +100,8 @@ def isnet(
     further, ``segzoo.weights.calibrate.calibrate`` first. Their record names the terms of their training data.
 
     Args:
-        weights: ``"general"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None: random
-            initialisation.
+        weights: ``"general"``, ``"local-dir:PATH"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None:
+            random initialisation.
         num_classes: None means the checkpoint's, or 1. Another number starts the heads afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-from segzoo.layers.norm import FrozenBatchNorm, Norm
+from segzoo.layers.norm import Norm
 from segzoo.models.base import build_model
 from segzoo.registry import register_model
+from segzoo.weights.catalog import get_weights, list_weights
 
 if TYPE_CHECKING:
     from segzoo.models._detection import MaskRCNN
@@ -25,6 +26,7 @@ def mask_rcnn_resnet50_fpn(
     num_classes: int | None = None,
     in_channels: int = 3,
     norm: Norm = "frozen_batch",
+    norm_eps: float | None = None,
     encoder_weights: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **arguments: Any,
@@ -32,10 +34,12 @@ def mask_rcnn_resnet50_fpn(
     """torchvision's Mask R-CNN on ResNet-50, by default with its weights of COCO.
 
     Args:
-        weights: ``"coco"``, a path (torchvision's own files load as they are), or None: random initialisation.
+        weights: ``"coco"``, ``"local-dir:PATH"``, a path (torchvision's own files load as they are), or None: random
+            initialisation.
         num_classes: With the background, as torchvision counts. None means the checkpoint's, or 91.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Of the ResNet. ``"frozen_batch"``, as detectors see few pictures at a time; another drops the statistics.
+        norm_eps: Of frozen norms. None means 0 with torchvision's weights, as torchvision has it for them, else 1e-5.
         encoder_weights: With ``weights=None``: ``"imagenet"``, a path, or None.
         progress: Whether a download shows a progress bar.
         **arguments: torchvision's, as ``box_score_thresh``, ``box_detections_per_img``, ``min_size``.
@@ -59,6 +63,9 @@ def mask_rcnn_resnet50_fpn(
     """
     from segzoo.models._detection import MaskRCNN
 
+    published = [get_weights(name) for name in list_weights("mask_rcnn_resnet50_fpn")]
+    if norm_eps is None and weights in [text for record in published for text in (record.tag, record.name)]:
+        norm_eps = 0.0
     model = build_model(
         cast(Any, MaskRCNN),
         "mask_rcnn_resnet50_fpn",
@@ -67,11 +74,8 @@ def mask_rcnn_resnet50_fpn(
         num_classes=num_classes,
         in_channels=in_channels,
         norm=norm,
+        norm_eps=norm_eps,
         progress=progress,
         **arguments,
     )
-    if model.weights is not None:
-        for module in model.modules():
-            if isinstance(module, FrozenBatchNorm):
-                module.eps = 0.0  # as torchvision does for these very weights
     return cast("MaskRCNN", model)

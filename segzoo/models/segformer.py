@@ -160,7 +160,8 @@ def segformer(
             ``segzoo.encoders.Encoder``.
         encoder_weights: With ``weights=None``: ``"imagenet"`` (non-commercial, see above), the path of a checkpoint
             whose Mix Transformer is taken (NVIDIA's, transformers' or ours, with or without a head), or None.
-        weights: The path of a whole SegFormer of that encoder, in NVIDIA's, transformers' or our keys, or None.
+        weights: ``"local-dir:PATH"``, the path of a whole SegFormer of that encoder, in NVIDIA's, transformers' or our
+            keys, or None.
         num_classes: None means the checkpoint's, or 21. Another number starts the classifier afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Of the decoder. Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.

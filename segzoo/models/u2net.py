@@ -191,7 +191,8 @@ def u2net_full(
     further, ``segzoo.weights.calibrate.calibrate`` first.
 
     Args:
-        weights: ``"duts"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None: random initialisation.
+        weights: ``"duts"``, ``"local-dir:PATH"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None:
+            random initialisation.
         num_classes: None means the checkpoint's, or 1. Another number starts the heads afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.
@@ -232,7 +233,8 @@ def u2net_lite(
     """U²-Net† (1,128,333 parameters), by default with the official weights trained on DUTS, which are in the package.
 
     Args:
-        weights: ``"duts"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None: random initialisation.
+        weights: ``"duts"``, ``"local-dir:PATH"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None:
+            random initialisation.
         num_classes: None means the checkpoint's, or 1. Another number starts the heads afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.

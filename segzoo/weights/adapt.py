@@ -84,7 +84,7 @@ def adapt_state_dict(
             f"{origin} has another norm: γ and β were kept, its statistics were not; the model needs fine-tuning "
             "(with an EvoNorm, nearly from scratch)"
         )
-        warnings.warn(message, UserWarning, stacklevel=4)  # the line that called the factory
+        warnings.warn(message, UserWarning, stacklevel=5)  # the line that called the factory
     return adapted
 
 

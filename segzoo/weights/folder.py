@@ -1,0 +1,254 @@
+"""A model in a folder: ``config.json``, ``model.safetensors`` and ``README.md``, which belong together or are refused.
+
+``config.json`` says how the model is built, what pictures go through before it, under which licence it is and on what
+it was trained; it holds the sha256 of ``model.safetensors``. ``README.md`` is the model card (``segzoo.weights.card``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from segzoo._files import write_whole
+from segzoo.weights.catalog import Source, Weights
+from segzoo.weights.convert import StateDict
+from segzoo.weights.saved import SavedModel
+
+__all__ = ["LOCAL_DIR", "Checkpoint", "read_architecture", "read_folder", "write_folder"]
+
+LOCAL_DIR = "local-dir:"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = "segzoo"
+FORMAT_VERSION = 1
+CARD_MARK = "library_name: segzoo"
+_PATIENCE = 0.2  # seconds, for a writer that is between its files
+
+
+class Checkpoint(NamedTuple):
+    """What a folder holds.
+
+    Args:
+        saved: Its ``config.json``.
+        state: Its weights, by our keys.
+        origin: What messages call it.
+        record: The same as the record of a published checkpoint.
+    """
+
+    saved: SavedModel
+    state: StateDict
+    origin: str
+    record: Weights
+
+
+def write_folder(folder: str | os.PathLike[str], saved: SavedModel, state: Mapping[str, Tensor], card: str) -> None:
+    """Write a model into a folder, all three files or none.
+
+    They are written beside those of an older model and then take their places, ``config.json`` last: a reader in
+    between, or after a crash in between, finds a sha256 that does not fit, never one model's weights in another's
+    network.
+
+    Args:
+        folder: Made if it is not there, with the folders above it.
+        saved: What goes into ``config.json``.
+        state: The weights; values that lie on a GPU or in strides of their own come to the CPU in order.
+        card: What goes into ``README.md``.
+
+    Raises:
+        FileExistsError: If there is a ``config.json`` or a ``README.md`` of something else.
+        OSError: If the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    _refuse_others_files(folder)
+    weights = save({key: value.detach().cpu().contiguous() for key, value in state.items()}, {"format": "pt"})
+    config = {"format": FORMAT, "format_version": FORMAT_VERSION, **saved.to_json()}
+    config["weights"] = {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}
+    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    contents = {CONFIG: text.encode(), WEIGHTS: weights, CARD: card.encode()}
+    with _made(folder), ExitStack() as stack:
+        files = {name: stack.enter_context(write_whole(folder / name)) for name in contents}
+        for name, file in files.items():  # a disk that is full says so here, before any file takes its place
+            file.write(contents[name])
+            file.flush()
+
+
+def read_folder(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read what ``write_folder`` wrote.
+
+    Args:
+        path: The folder, with ``local-dir:`` before it or without.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or no model in it, with the nearest one that there is.
+        NotADirectoryError: If it is a file.
+        ValueError: If the files are not whole, do not belong together, or are a newer segzoo's.
+    """
+    folder = _find(path)
+    saved, expected = _read_config(folder)
+    content = _read_weights(folder, expected)
+    if _misfit(content, expected):  # perhaps another process is saving a better model right now
+        time.sleep(_PATIENCE)
+        saved, expected = _read_config(folder)
+        content = _read_weights(folder, expected)
+    if misfit := _misfit(content, expected):
+        raise ValueError(f"{folder / WEIGHTS} {misfit}: cut short, damaged or of another model; copy the folder again")
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        state: StateDict = load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file that can be read ({error})") from error
+    return Checkpoint(saved, state, f"{LOCAL_DIR}{folder}", _record(saved, folder, expected["sha256"]))
+
+
+def read_architecture(path: str | os.PathLike[str]) -> str:
+    """The name of the factory that makes a folder's model.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, ValueError: As ``read_folder``.
+    """
+    return _read_config(_find(path))[0].architecture
+
+
+def _record(saved: SavedModel, folder: Path, sha256: str) -> Weights:
+    measured = {
+        data_set: {name: value for name, value in values.items() if value is not None}
+        for data_set, values in saved.metrics.items()
+    }
+    return Weights(
+        name=f"{saved.architecture}.{LOCAL_DIR}{folder}",
+        num_classes=saved.num_classes,
+        in_channels=saved.in_channels,
+        classes=saved.classes or (),
+        sources=(Source("url", (folder / WEIGHTS).resolve().as_uri(), sha256),),
+        license=saved.license_name or saved.license,
+        source=saved.name,
+        training_data=saved.trained_on(),
+        paper="",
+        preprocessing=saved.preprocessing,
+        protocol=saved.protocol or "",
+        threshold=saved.threshold,
+        metrics=measured,
+    )
+
+
+def _find(path: str | os.PathLike[str]) -> Path:
+    """The folder, or the sentence that says why it is none."""
+    text = os.fspath(path).removeprefix(LOCAL_DIR)
+    if not text:
+        raise ValueError(f"no folder is named, expected the path of one that save_pretrained wrote, as {LOCAL_DIR}PATH")
+    folder = Path(text).expanduser()
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file, expected the folder that save_pretrained wrote")
+    if not folder.is_dir():
+        near = difflib.get_close_matches(folder.name, _models_in(folder.parent), n=1, cutoff=0.5)
+        hint = f": did you mean {folder.parent / near[0]}?" if near else ", expected one that save_pretrained wrote"
+        raise FileNotFoundError(f"there is no folder {folder}{hint}")
+    if not (folder / CONFIG).is_file():
+        inside = _models_in(folder)
+        hint = f": did you mean {' or '.join(str(folder / name) for name in inside[:2])}?" if inside else ""
+        raise FileNotFoundError(f"{folder} holds no model, as it has no {CONFIG}{hint}")
+    return folder
+
+
+def _models_in(folder: Path) -> list[str]:
+    try:
+        return sorted(child.name for child in folder.iterdir() if (child / CONFIG).is_file())
+    except OSError:
+        return []
+
+
+def _read_config(folder: Path) -> tuple[SavedModel, dict[str, Any]]:
+    """The saved model, and the sha256 and length that its weights must have."""
+    path = folder / CONFIG
+    config = _parse(path)
+    if config.pop("format", None) != FORMAT:
+        raise ValueError(f'{path} is not segzoo\'s: it has no "format": "{FORMAT}"')
+    version = config.pop("format_version", None)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"{path}: format_version must be an int from 1 on, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} is of a newer segzoo (format version {version}, this one reads up to {FORMAT_VERSION}): update it"
+        )
+    expected = config.pop("weights", None)
+    kinds = {"file": str, "sha256": str, "bytes": int}
+    fits = isinstance(expected, dict) and {key: type(value) for key, value in expected.items()} == kinds
+    if not fits or expected["file"] != WEIGHTS:
+        raise ValueError(f"{path}: weights must be the file {WEIGHTS}, its sha256 and bytes, got {expected!r}")
+    try:
+        return SavedModel.from_json(config), expected
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON that can be read ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds a {type(config).__name__}, expected an object")
+    return config
+
+
+def _read_weights(folder: Path, expected: Mapping[str, Any]) -> bytes:
+    """The whole file at once: what was checked is what is loaded, whatever happens to the file meanwhile."""
+    try:
+        return (folder / WEIGHTS).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} has a {CONFIG} and no {WEIGHTS}: copy the folder again") from None
+
+
+def _misfit(content: bytes, expected: Mapping[str, Any]) -> str:
+    if len(content) != expected["bytes"]:
+        return f"has {len(content):,} bytes, {CONFIG} says {expected['bytes']:,}"
+    digest = hashlib.sha256(content).hexdigest()
+    return (
+        "" if digest == expected["sha256"] else f"has sha256 {digest[:12]}…, {CONFIG} says {expected['sha256'][:12]}…"
+    )
+
+
+def _refuse_others_files(folder: Path) -> None:
+    """Raise FileExistsError where a file that is not ours would be lost: a project's README, another's config."""
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder to save the model in")
+    marks = {CONFIG: f'"format": "{FORMAT}"', CARD: CARD_MARK}
+    for name, mark in marks.items():
+        path = folder / name
+        if path.is_file() and mark not in path.read_text(encoding="utf-8", errors="replace"):
+            raise FileExistsError(f"{path} is there and is not save_pretrained's: choose another folder")
+    if (folder / CONFIG).is_file() or not (folder / WEIGHTS).exists():
+        return
+    if not (folder / CARD).is_file():  # neither a model of ours nor the first half of one
+        raise FileExistsError(f"{folder / WEIGHTS} is there and is not save_pretrained's: choose another folder")
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder, made where it is not there; what was made for nothing is taken away again."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for place in made:
+            try:
+                place.rmdir()
+            except OSError:  # was not made, or something else is in it by now
+                break
+        raise
