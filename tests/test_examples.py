@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from segzoo.inference.picture import Picture, read_picture
 from segzoo.models.base import SegmentationModel
 from segzoo.weights.catalog import Preprocessing
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("[!_]*.py"))  # _engine.py and such are their parts
 WIDTH, HEIGHT = 65, 47  # odd, as H.264 does not like it
 
 needs_ffmpeg = pytest.mark.skipif(
@@ -39,7 +40,9 @@ needs_ffmpeg = pytest.mark.skipif(
 
 
 def load(name: str) -> ModuleType:
-    """A script as a module."""
+    """A script as a module; it finds its parts beside it, as when it is run."""
+    if str(ROOT / "examples") not in sys.path:
+        sys.path.insert(0, str(ROOT / "examples"))
     spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where a dataclass looks for its own annotations
@@ -148,18 +151,21 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_docstring_shows_commands_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     script = load(name)
-    commands = [line for line in script.__doc__.splitlines() if line.startswith(f"python examples/{name}.py ")]
-    assert len(commands) >= 3
+    lines = script.__doc__.replace("\\\n", "").splitlines()
+    shown = re.compile(rf"(python|torchrun\b.*) examples/{name}\.py (?P<own>.*?)(  #.*| -- .*)?$")  # --: another script
+    commands = [found for line in lines if (found := shown.match(line))]
+    parse = getattr(script, "parse", script.main)
+    assert len(commands) >= 2
     with pytest.raises(SystemExit, match="0"):
-        script.main(["--help"])
-    assert commands[0] in capsys.readouterr().out
+        parse(["--help"])
+    assert commands[0].string in capsys.readouterr().out.replace("\\\n", "")
     for command in commands:
-        words = command.partition("  #")[0].replace('"', "").split()[2:]
+        words = command["own"].replace('"', "").split()
         options = [word for word in words if word.startswith("--")]
         with pytest.raises(SystemExit, match="0"):
-            script.main([*words, "--help"])
+            parse([*words, "--help"])
         helped = capsys.readouterr().out
-        assert all(f"{option} " in helped or f"{option}]" in helped for option in options), command
+        assert all(f"{option} " in helped or f"{option}]" in helped for option in options), command.string
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ class FolderReport:
     Args:
         written: Input to output, in order.
         failed: Input to the reason why there is no output.
+        skipped: Input to the output that was there already, where ``skip_existing`` asked for that.
     """
 
     written: dict[Path, Path] = field(default_factory=dict)
     failed: dict[Path, Exception] = field(default_factory=dict)
+    skipped: dict[Path, Path] = field(default_factory=dict)
 
 
 def predict_folder(
@@ -42,6 +45,8 @@ def predict_folder(
     *,
     suffix: str = ".png",
     recursive: bool = False,
+    skip_existing: bool = False,
+    shard: tuple[int, int] = (0, 1),
     workers: int = 2,
     progress: bool = False,
     background: str | None = None,
@@ -61,6 +66,11 @@ def predict_folder(
         kind: See ``Prediction.render``.
         suffix: What the results' names end in, which names their format: ``".webp"``, ``"_cut.png"``.
         recursive: Whether folders in the folder are followed; the results lie in the same folders.
+        skip_existing: Whether a picture whose result is there already is left alone: to go on where a run stopped.
+            Results are written whole, so a file that is there is complete; whether it was made with the same
+            arguments is not looked at.
+        shard: ``(which, of)``: this call does every ``of``-th picture, beginning at number ``which``. Calls with 0 to
+            ``of - 1``, in as many processes, write together the files of one call, under the same names.
         workers: Threads to decode with, and as many to encode.
         progress: Whether to show a bar on stderr, where that is a terminal.
         background: See ``Prediction.cutout``.
@@ -69,15 +79,18 @@ def predict_folder(
         classes: See ``Prediction.cutout``.
 
     Returns:
-        What was written and what failed.
+        What was written and what failed, of the share that ``shard`` names.
 
     Raises:
         ValueError: If there is no picture, the destination is the folder itself, a result would overwrite one of the
-            pictures, or its format is unknown or has no transparency.
+            pictures, its format is unknown or has no transparency, or there is no such shard.
         OSError: If the folder cannot be read or the destination cannot be made.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    which, of = shard
+    if not 0 <= which < of:
+        raise ValueError(f"shard is (which, of) with 0 <= which < of, got {shard}")
     if kind not in KINDS:
         raise unknown_name("kind of picture", kind, KINDS)
     check_cutout_options(kind, background, hard, clean_rim, classes)
@@ -88,7 +101,13 @@ def predict_folder(
         raise ValueError(f"suffix {suffix!r} names no picture format, such as '.png' or '_cut.png'")
     format_for(mode, f"picture{suffix}")
     destination = Path(destination)
-    plan = _plan(pictures, destination, suffix, recursive)
+    # Of all pictures, as it is their names together that decide a result's name; and the share before what is there is
+    # left out, as other processes may be writing theirs at this moment.
+    plan = dict(islice(_plan(pictures, destination, suffix, recursive).items(), which, None, of))
+    report = FolderReport()
+    if skip_existing:
+        report.skipped = {source: target for source, target in plan.items() if target.is_file()}
+        plan = {source: target for source, target in plan.items() if source not in report.skipped}
     destination.mkdir(parents=True, exist_ok=True)
     check_output(destination / f"picture{suffix}", mode)  # now, not after the work
 
@@ -96,7 +115,6 @@ def predict_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         prediction.save(target, kind, background=background, hard=hard, clean_rim=clean_rim, classes=classes)
 
-    report = FolderReport()
     sources: list[PictureLike] = list(plan)
     with (
         progress_bar(len(plan), progress) as bar,
