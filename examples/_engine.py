@@ -14,9 +14,7 @@ import math
 import os
 import shutil
 import signal
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +26,7 @@ from _batches import Augmented, EpochBatches, seed_of
 from _checkpoint import NAME, check_same, load, random_state, save, seed_generators, set_random_state, writing
 from _journal import Curves, Row, line, write_history
 from _options import OPTIMIZERS, SCHEDULES, half_precision
-from _processes import Asked, Processes, leave_signals, processes
+from _processes import Asked, Processes, leave_signals
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -36,6 +34,7 @@ from torch.utils.data import DataLoader
 
 from segzoo._files import check_writable, write_whole
 from segzoo._progress import progress_bar
+from segzoo.layers import recompute_activations
 from segzoo.models.parameters import param_groups
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -454,8 +453,6 @@ def _on_device(model: nn.Module, args: argparse.Namespace, processes: Processes)
     if processes.count > 1 and processes.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.recompute:
-        from segzoo.layers import recompute_activations
-
         recompute_activations(model)
     model = model.to(processes.device)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
@@ -475,51 +472,3 @@ def _end_workers(loader: DataLoader[Any]) -> None:
 
 def _fused(device: torch.device) -> bool | None:
     return True if device.type in ("cpu", "cuda") else None
-
-
-def launch(main: Callable[[argparse.Namespace, Processes], None], args: argparse.Namespace, name: str) -> int:
-    """Run a script's ``main`` in this process and say in one sentence what went wrong.
-
-    Returns:
-        The exit status: 0, 1 where the loss diverged, 2 for arguments, files and disks that will not do, 143 after
-        SIGTERM, 130 after Ctrl-C.
-    """
-    rank, count = (int(os.environ.get(variable, 0)) for variable in ("RANK", "WORLD_SIZE"))
-
-    def say(text: str, common: bool = False) -> None:
-        # The first speaks for all and ends, and torchrun ends the others: what they say then was theirs alone.
-        time.sleep(1.0 if rank else 0.0)
-        if not (rank and common):
-            print(f"{name}: {text}", file=sys.stderr)
-
-    try:
-        if rank == 0:
-            prepare_output(args)  # before anything is read
-        seed_generators(args.seed)  # a model's first weights
-        with processes(args.device) as mine:
-            main(args, mine)
-    except Stopped as stopped:
-        say(str(stopped), common=True)
-        return stopped.code
-    except Diverged as error:
-        say(f"error: {error}", common=True)
-        return 1
-    except (OSError, TypeError, ValueError, ImportError) as error:
-        say(f"error: {_sentence(error)}")
-        return 2
-    except RuntimeError:
-        # Of a connection that another process has left: that one is to say why.
-        time.sleep(2.0 if count > 1 else 0.0)
-        raise
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    return 0
-
-
-def _sentence(error: Exception) -> str:
-    """What an error says; of one in a ``DataLoader``'s worker the last line, without the worker's stack."""
-    text = str(error)
-    if not text.startswith("Caught "):
-        return text
-    kind, colon, said = text.strip().splitlines()[-1].partition(": ")
-    return said if colon else kind

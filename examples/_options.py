@@ -38,17 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     step.add_argument("--accumulate", type=positive, default=1, metavar="N", help="batches before each update")
     step.add_argument("--optimizer", choices=sorted(OPTIMIZERS), default="adamw", help="(default: %(default)s)")
     step.add_argument("--lr", type=positive_number, default=1e-3, help="after the warm-up (default: %(default)s)")
-    step.add_argument("--encoder-lr", type=float, default=1.0, metavar="X", help="the encoder's, as a multiple of --lr")
     step.add_argument(
-        "--weight-decay", type=float, default=1e-4, help="of all but biases and norms (default: %(default)s)"
+        "--encoder-lr", type=not_negative, default=1.0, metavar="X", help="the encoder's, as a multiple of --lr"
+    )
+    step.add_argument(
+        "--weight-decay", type=not_negative, default=1e-4, help="of all but biases and norms (default: %(default)s)"
     )
     step.add_argument("--schedule", choices=sorted(SCHEDULES), default="cosine", help="(default: %(default)s)")
     step.add_argument(
-        "--warmup", type=float, default=0.0, metavar="EPOCHS", help="of rising --lr (default: %(default)s)"
+        "--warmup", type=not_negative, default=0.0, metavar="EPOCHS", help="of rising --lr (default: %(default)s)"
     )
     step.add_argument("--clip-grad", type=positive_number, metavar="NORM", help="longest gradient of all parameters")
     step.add_argument(
-        "--ema", type=float, default=0.0, metavar="DECAY", help="average the weights, 0.999 or so; 0: do not"
+        "--ema", type=share, default=0.0, metavar="DECAY", help="average the weights, 0.999 or so; 0: do not"
     )
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
@@ -82,6 +84,22 @@ def positive_number(text: str) -> float:
     number = float(text)
     if not (0 < number < math.inf):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """For argparse: a finite number of at least 0."""
+    number = float(text)
+    if not (0 <= number < math.inf):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return number
+
+
+def share(text: str) -> float:
+    """For argparse: a number of at least 0 and below 1."""
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 0 and below 1")
     return number
 
 

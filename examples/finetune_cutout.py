@@ -21,7 +21,7 @@ from typing import Any
 
 import train_salient
 from _data import read_data
-from _engine import launch
+from _launch import launch
 from _options import positive, positive_number
 from _processes import Processes
 from PIL import Image

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from _data import Data, add_data_arguments, read_data
-from _engine import Recipe, Run, launch
+from _engine import Recipe, Run
 from _evaluation import Forward
+from _launch import launch
 from _model import add_model_arguments, build
 from _options import add_arguments
 from _processes import Processes

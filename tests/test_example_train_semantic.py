@@ -42,7 +42,7 @@ def scripts() -> Iterator[SimpleNamespace]:
     level = logging.getLogger("segzoo").level
     sys.path.insert(0, str(ROOT / "examples"))
     names = {"script": "train_semantic", "losses": "_semantic_losses", "pictures": "_semantic_pictures"}
-    names |= {"engine": "_engine", "processes": "_processes"}
+    names |= {"launch": "_launch", "processes": "_processes"}
     yield SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
     sys.path.remove(str(ROOT / "examples"))
     logging.getLogger("segzoo").setLevel(level)
@@ -54,7 +54,7 @@ def train(scripts: SimpleNamespace) -> Callable[..., int]:
 
     def run(*words: object) -> int:
         args = scripts.script.parse([str(word) for word in words])
-        status: int = scripts.engine.launch(scripts.script.main, args, "train_semantic")
+        status: int = scripts.launch.launch(scripts.script.main, args, "train_semantic")
         return status
 
     return run

@@ -20,6 +20,7 @@ from segzoo.layers.norm import (
     get_norm,
 )
 from segzoo.layers.ppm import PyramidPooling
+from segzoo.layers.recompute import recompute_activations
 from segzoo.layers.replace import replace_norm
 from segzoo.layers.rsu import RSU, RSU4F
 
@@ -41,6 +42,7 @@ __all__ = [
     "SkipFusion",
     "SyncBatchNorm",
     "get_norm",
+    "recompute_activations",
     "replace_norm",
 ]
 
