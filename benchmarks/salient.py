@@ -20,7 +20,11 @@ SCALES = {
     "full": [
         Row("from scratch", ["--epochs", "120", "--lr", "1e-3", "--warmup", "3", "--ema", "0.999"], main=True),
         Row("from scratch, hybrid loss", ["--epochs", "120", "--warmup", "3", "--ema", "0.999", "--loss", "hybrid"]),
-        Row("fine-tuned", ["--weights", "duts", "--epochs", "10", "--lr", "1e-4", "--warmup", "0.5", "--ema", "0.999"], main=True),
+        Row(
+            "fine-tuned",
+            ["--weights", "duts", "--epochs", "10", "--lr", "1e-4", "--warmup", "0.5", "--ema", "0.999"],
+            main=True,
+        ),
     ],
     "cpu": [
         Row("fine-tuned", ["--weights", "duts", "--epochs", "1", "--lr", "5e-5", "--warmup", "0.2", "--ema", "0.999"]),

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from segzoo._allocator import keep_freed_memory
 from segzoo._files import check_writable, write_whole
 from segzoo._progress import progress_bar
 from segzoo.layers import recompute_activations
@@ -112,7 +113,7 @@ class Run:
         self.folder: Path = args.output
         checkpoint = _checkpoint_to_resume(args, processes)
         seed_generators(args.seed + processes.rank)
-        _set_backends(args)
+        _set_backends(args, processes)
         self.raw = _on_device(recipe.model, args, processes)
         for module in recipe.frozen:
             module.requires_grad_(False)
@@ -442,7 +443,9 @@ def _checkpoint_to_resume(args: argparse.Namespace, processes: Processes) -> dic
     return None if args.resume == "never" or (args.resume == "auto" and not seen) else load(there)
 
 
-def _set_backends(args: argparse.Namespace) -> None:
+def _set_backends(args: argparse.Namespace, processes: Processes) -> None:
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
