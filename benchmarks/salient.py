@@ -30,7 +30,7 @@ SCALES = {
         Row("fine-tuned", ["--weights", "duts", "--epochs", "1", "--lr", "5e-5", "--warmup", "0.2", "--ema", "0.999"]),
         Row(
             "from scratch, 160 pixels",
-            ["--epochs", "8", "--warmup", "1", "--resize", "160", "--crop", "144", "--amp", "bf16"],
+            ["--epochs", "6", "--warmup", "1", "--resize", "160", "--crop", "144", "--amp", "bf16"],
         ),
     ],
 }

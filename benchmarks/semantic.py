@@ -60,8 +60,8 @@ def cpu(encoder_weights: str) -> Iterator[Row]:
     fast = ["--lr", "2e-3", "--warmup", "1", "--amp", "bf16"]
     narrow = ["--model", "unet", "--model-option", "base_channels=16"]
     yield Row("U-Net, EfficientNet-Lite0, ImageNet", ["--model", "unet", *imagenet, *size, *tuned, "--epochs", "12"])
-    yield Row("U-Net of 16 channels, from scratch", [*narrow, *size, *fast, "--epochs", "12"])
-    small = ["--train-size", "120", "--batch-size", "8", "--eval-every", "3", *fast, "--epochs", "6"]
+    yield Row("U-Net of 16 channels, from scratch", [*narrow, *size, *fast, "--epochs", "8"])
+    small = ["--train-size", "120", "--batch-size", "8", "--eval-every", "4", *fast, "--epochs", "4"]
     yield from ablations([*narrow, *small])
 
 
