@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _results import ROOT, read_results, result_file, write_results
+from _results import ROOT, commit, read_results, result_file, write_results
+
+from segzoo._files import write_whole
 
 STOPPED = 143
 
@@ -69,22 +73,26 @@ def run_rows(script: str, rows: Sequence[Row], common: Sequence[str], args: argp
         if args.rows and row.name not in args.rows:
             continue
         for seed in args.seeds if row.main else args.seeds[:1]:
-            folder = args.runs / re.sub(r"\W+", "_", f"{row.name} seed {seed}")
+            folder = args.runs / re.sub(r"\W+", "_", f"{args.scale} {row.name} seed {seed}")
             own = [f"examples/{script}", "--data", str(args.data), *common, *row.options, "--seed", str(seed)]
             if args.list:
                 print("python", *own, "--output", folder)
                 continue
+            origin = _origin(folder, [*common, *row.options, "--seed", str(seed)])
             if not (folder / "results.json").exists():
                 command = [*own, "--workers", str(args.workers), "--output", str(folder), "--resume", "auto"]
                 if not _run(command, end):
                     print(f"stopped in time, in {folder.name}; the same command goes on", file=sys.stderr)
                     return found
-            found.append(_result(row, seed, folder))
+            found.append(_result(row, seed, folder) | {"commit": origin["commit"], "date": origin["date"]})
+            write(args, common, found)
     return found
 
 
 def _run(command: Sequence[str], end: float | None) -> bool:
     """Whether the run came to its end."""
+    if end is not None and time.monotonic() > end:
+        return False
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT)
     try:
         process.wait(None if end is None else max(1.0, end - time.monotonic()))
@@ -94,11 +102,27 @@ def _run(command: Sequence[str], end: float | None) -> bool:
     except KeyboardInterrupt:
         process.wait()
         raise SystemExit(130) from None
-    if process.returncode == STOPPED:
+    if process.returncode in (STOPPED, -signal.SIGTERM):
         return False
     if process.returncode:
         raise SystemExit(f"the run failed with exit code {process.returncode}: {' '.join(command)}")
     return True
+
+
+def _origin(folder: Path, options: Sequence[str]) -> dict[str, Any]:
+    """The options, commit and date that a run was started with, which its folder keeps."""
+    note = folder / "row.json"
+    if not note.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        with write_whole(note) as file:
+            file.write(json.dumps({"options": list(options), "commit": commit(), "date": now}).encode())
+    origin: dict[str, Any] = json.loads(note.read_text("utf-8"))
+    if origin["options"] != list(options):
+        raise SystemExit(
+            f"{folder} has a run with other options, {' '.join(origin['options'])}: expected another --runs"
+        )
+    return origin
 
 
 def _result(row: Row, seed: int, folder: Path) -> dict[str, Any]:
@@ -114,13 +138,15 @@ def _result(row: Row, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def write(args: argparse.Namespace, common: Sequence[str], found: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows to ``--json``: new ones beside those that are there, in their place where they are the same."""
+    """Write the rows to ``--json``: beside those that are there, in their place where they are the same."""
     if args.json is None or not found:
         return
     before = read_results(args.json)
-    new = {(row["row"], row["seed"]) for row in found}
-    kept = [row for row in before.get("rows", []) if (row["row"], row["seed"]) not in new]
-    seeds = sorted({row["seed"] for row in found})
-    content = {"scale": args.scale, "common": " ".join(common), "rows": [*kept, *found]}
+    settings = {"scale": args.scale, "common": " ".join(common)}
+    if before and {name: before.get(name) for name in settings} != settings:
+        raise SystemExit(f"{args.json} has rows of other settings, {before.get('common')}: expected another --json")
+    rows = {(row["row"], row["seed"]): row for row in (*before.get("rows", []), *found)}
+    seeds = sorted({row["seed"] for row in rows.values()})
     gpu = next((row["device"] for row in found if row["device"] != "cpu"), None)
-    write_results(args.json, content, seed=seeds, gpu=gpu, kept=before if kept else None)
+    kept = before if len(rows) > len(found) else None
+    write_results(args.json, settings | {"rows": list(rows.values())}, seed=seeds, gpu=gpu, kept=kept)

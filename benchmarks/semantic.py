@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from _training import Row, arguments, run_rows, write
+from _training import Row, arguments, run_rows
 
 COMMON = ["--dataset", "camvid", "--cache", "memory", "--optimizer", "adamw"]
 LOSSES = ("ce", "weighted_ce", "focal", "ce+dice")
@@ -82,10 +82,9 @@ def main() -> None:
     found = run_rows("train_semantic.py", rows, COMMON, args)
     print(f"\n{'':52}{'seed':>6}{'mIoU':>9}{'accuracy':>10}{'mIoU, many scales':>19}")
     for row in found:
-        test, many = row["test"]["last"], (row.get("test_mst") or row["test"].get("last_mst") or {}).get("miou")
+        test, many = row["test"]["last"], row.get("test_mst", {}).get("last", {}).get("miou")
         words = f"{test['miou']:9.4f}{test['pixel_accuracy']:10.4f}" + ("" if many is None else f"{many:19.4f}")
         print(f"{row['row']:52}{row['seed']:6}{words}")
-    write(args, COMMON, found)
 
 
 if __name__ == "__main__":

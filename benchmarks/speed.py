@@ -39,7 +39,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import segzoo
-from segzoo._allocator import keep_freed_memory
 from segzoo.layers.recompute import recompute_activations
 from segzoo.weights.convert import u2net_from_official
 
@@ -54,7 +53,6 @@ class Variant(NamedTuple):
     recompute: bool = False
     dtype: torch.dtype | None = None  # of autocast
     compiled: bool = False
-    keep_memory: bool = False  # that is freed, on the CPU
 
 
 VARIANTS = {
@@ -62,17 +60,14 @@ VARIANTS = {
     "channels_last": Variant(fused=False),
     "fused": Variant(),  # channels-last and the fused optimiser
     "recompute": Variant(recompute=True),
-    "fused_kept": Variant(keep_memory=True),
     "bf16": Variant(dtype=torch.bfloat16),
-    "bf16_kept": Variant(dtype=torch.bfloat16, keep_memory=True),
     "bf16_recompute": Variant(dtype=torch.bfloat16, recompute=True),
     "fp16": Variant(dtype=torch.float16),
     "bf16_compile": Variant(dtype=torch.bfloat16, compiled=True),
     "fp16_compile": Variant(dtype=torch.float16, compiled=True),
     "compile": Variant(compiled=True),
 }
-ON_CPU = ("nchw", "channels_last", "fused", "fused_kept", "recompute", "bf16", "bf16_kept", "bf16_recompute")
-ON_GPU = tuple(name for name in VARIANTS if not VARIANTS[name].keep_memory)
+ON_CPU = ("nchw", "channels_last", "fused", "recompute", "bf16", "bf16_recompute")
 SIZES = {"u2net_full": 288, "deeplabv3_resnet50": 256}
 
 
@@ -136,8 +131,6 @@ class Step:
         self.scaler.scale(loss).backward()
 
     def __call__(self) -> None:
-        if self.device == "cpu":
-            keep_freed_memory(self.variant.keep_memory)  # for this step of all that take turns
         self.backward(self.forward())
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -257,7 +250,7 @@ def main() -> None:
     parser.add_argument("--json", type=result_file, help="results; those of other models and variants there stay")
     parser.add_argument("--peak", action="store_true", help="print the peak of one step alone")
     args = parser.parse_args()
-    variants = args.variants or (ON_CPU if args.device == "cpu" else ON_GPU)
+    variants = args.variants or (ON_CPU if args.device == "cpu" else tuple(VARIANTS))
     if args.peak:
         (name,), (variant,) = args.models, variants
         module = modules(name)[variant != "plain"]

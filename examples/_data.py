@@ -125,6 +125,7 @@ def read_data(args: argparse.Namespace, **folder: Any) -> Data:
     share = _share(args.holdout)
     if share is not None or held_out is None:
         train, held_out = _held_out(train, 0.1 if share is None else share)
+    _check_apart(train, held_out, test)
     if args.overfit:
         train = held_out = _kept(train, range(min(args.overfit, len(train))))
     first, last = train.names[0], train.names[-1]
@@ -154,8 +155,6 @@ def _known(
     held_out = None if own is None else part(own, None)
     test_names = args.test_names or known.test_names
     test = part(known.test, test_names) if known.test or test_names else None
-    if test is not None and {sample.image for sample in test.samples} & {sample.image for sample in train.samples}:
-        raise ValueError("some pictures are to be learned and reported on: --train-names and --test-names overlap")
     return known, train, held_out, test
 
 
@@ -180,9 +179,22 @@ def _folder(
     if args.test_names is None:
         return known, train, None
     test = _named(everything, args.test_names)
-    if set(test.names) & set(train.names):
-        raise ValueError("some pictures are to be learned and reported on: --train-names and --test-names overlap")
     return known, train, test
+
+
+def _check_apart(*parts: SegmentationDataset | None) -> None:
+    """Raise ValueError if a picture is in two of what is learned, what chooses the best epoch, and what is reported."""
+    roles = ("to be learned", "to choose the best epoch", "to be reported on")
+    seen: dict[Path, str] = {}
+    for part, role in zip(parts, roles):
+        for sample in part.samples if part is not None else ():
+            place = sample.image.resolve()
+            if place in seen:
+                raise ValueError(
+                    f"{sample.image} is {seen[place]} and {role}: the test pictures, --train-split, --train-names and "
+                    "--test-names must leave the parts apart"
+                )
+            seen[place] = role
 
 
 def _share(text: str | None) -> float | None:
@@ -203,7 +215,7 @@ def _held_out(train: SegmentationDataset, share: float) -> tuple[SegmentationDat
         return train, None
     count = max(1, round(share * len(train)))
     if count >= len(train):
-        raise ValueError(f"there is {len(train)} training picture, too few to hold any out: --holdout none")
+        raise ValueError(f"too few training pictures to hold any out, {len(train)}: --holdout none learns all")
     return _kept(train, range(len(train) - count)), _kept(train, range(len(train) - count, len(train)))
 
 

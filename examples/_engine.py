@@ -32,10 +32,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from segzoo._allocator import keep_freed_memory
 from segzoo._files import check_writable, write_whole
 from segzoo._progress import progress_bar
-from segzoo.layers import recompute_activations
+from segzoo.layers import FrozenBatchNorm, recompute_activations, replace_norm
 from segzoo.models.parameters import param_groups
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -113,9 +112,11 @@ class Run:
         self.folder: Path = args.output
         checkpoint = _checkpoint_to_resume(args, processes)
         seed_generators(args.seed + processes.rank)
-        _set_backends(args, processes)
+        _set_backends(args)
+        frozen = [name for name, module in recipe.model.named_modules() if any(module is one for one in recipe.frozen)]
         self.raw = _on_device(recipe.model, args, processes)
-        for module in recipe.frozen:
+        self.frozen = [self.raw.get_submodule(name) for name in frozen]  # a norm may be another one now
+        for module in self.frozen:
             module.requires_grad_(False)
         groups = param_groups(self.raw, lr=args.lr, weight_decay=args.weight_decay, encoder_lr_scale=args.encoder_lr)
         if not groups:
@@ -277,7 +278,7 @@ class Run:
 
     def _train_mode(self) -> None:
         self.raw.train()
-        for module in self.recipe.frozen:
+        for module in self.frozen:
             module.eval()
 
     def _check(self) -> list[float]:
@@ -370,10 +371,17 @@ class Run:
             "rng": rng,
             "arguments": plain(self.args),
             "processes": self.processes.count,
+            "pictures": _pictures(self.recipe.dataset),
         }
         save(self.folder, state)
 
     def _load(self, state: dict[str, Any]) -> None:
+        before, now = state["pictures"], _pictures(self.recipe.dataset)
+        if before != now:
+            raise ValueError(
+                f"the run was started with {before['count']} training pictures and is to go on with {now['count']}"
+                f"{'' if before['count'] != now['count'] else ' others'}: give the ones it had, or another --output"
+            )
         check_same(state["arguments"], plain(self.args), FREE)
         if state["processes"] != self.processes.count and state["position"]:
             raise ValueError(
@@ -382,7 +390,8 @@ class Run:
             )
         self.raw.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:  # it has none from where there was no float16
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.epoch, self.position = state["epoch"], state["position"]
@@ -394,7 +403,8 @@ class Run:
 
     def _bring_best(self) -> bool:
         """Whether the best epoch's model is in the folder: a checkpoint of another brings it along."""
-        here, there = self.folder / "best", Path(self.args.resume).parent / "best"
+        here = self.folder / "best"
+        there = here if self.args.resume == "auto" else Path(self.args.resume).parent / "best"
         if self.recipe.export is None or here.is_dir():
             return True
         if not there.is_dir():
@@ -402,6 +412,11 @@ class Run:
         if self.processes.main:
             shutil.copytree(there, here)
         return True
+
+
+def _pictures(dataset: Sized) -> dict[str, int]:
+    """How many pictures are learned and, where they have names, which."""
+    return {"count": len(dataset), "names": seed_of(*getattr(dataset, "names", ()))}
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
@@ -426,7 +441,11 @@ def prepare_output(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.output} has a run already: --resume auto goes on with it, another --output starts anew"
         )
-    for part in args.output.glob(f".{'[0-9a-f]' * 32}.part"):  # of write_whole, where a run was killed
+
+
+def leave_no_parts(folder: Path) -> None:
+    """Remove what a run that was killed has left of files; nobody else may be writing there."""
+    for part in folder.glob(f".{'[0-9a-f]' * 32}.part"):  # of write_whole
         part.unlink()
 
 
@@ -443,9 +462,7 @@ def _checkpoint_to_resume(args: argparse.Namespace, processes: Processes) -> dic
     return None if args.resume == "never" or (args.resume == "auto" and not seen) else load(there)
 
 
-def _set_backends(args: argparse.Namespace, processes: Processes) -> None:
-    if processes.device.type == "cpu":
-        keep_freed_memory()
+def _set_backends(args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = not args.deterministic
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -453,8 +470,10 @@ def _set_backends(args: argparse.Namespace, processes: Processes) -> None:
 
 
 def _on_device(model: nn.Module, args: argparse.Namespace, processes: Processes) -> nn.Module:
-    if processes.count > 1 and processes.device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    several_gpus = processes.count > 1 and processes.device.type == "cuda"
+    if several_gpus and not any(isinstance(module, FrozenBatchNorm) for module in model.modules()):
+        # Not torch's own conversion, which loses the activations that timm's norms have in them.
+        model = replace_norm(model, "sync_batch")
     if args.recompute:
         recompute_activations(model)
     model = model.to(processes.device)

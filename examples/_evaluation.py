@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -68,7 +69,8 @@ def forward_all(
         generator=torch.Generator().manual_seed(args.seed),  # or it would draw from the global one
     )
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    with evaluating(model), progress_bar(len(pictures), processes.main) as bar:
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if processes.device.type == "cuda" else None
+    with exact or nullcontext(), evaluating(model), progress_bar(len(pictures), processes.main) as bar:
         bar.set_description("evaluation")
         for batch in loader:
             for group in _of_one_size(batch):

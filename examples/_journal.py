@@ -29,8 +29,8 @@ def line(row: Mapping[str, float], labels: Mapping[str, str]) -> str:
             words.append(f"lr: {value:.3g}" if value < 1e-4 else f"lr: {value:.6f}")
         elif name == "train_loss":
             words.append(f"train_loss: {value:.4f}")
-        elif name in labels or name == "train_accuracy":
-            words.append(f"{labels.get(name, name)}: {value:.3f}")
+        elif name in labels:
+            words.append(f"{labels[name]}: {value:.3f}")
     return " ".join(words)
 
 

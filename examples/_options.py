@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     machine = parser.add_argument_group("the machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: auto)")
     machine.add_argument(
-        "--workers", type=int, default=0, help="processes that read and augment, for each (default: 0)"
+        "--workers", type=workers, default=0, help="processes that read and augment, for each (default: 0)"
     )
     machine.add_argument("--cache", metavar="memory|DIR", help="keep decoded pictures, in memory or in a folder")
     machine.add_argument(
@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     machine.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     machine.add_argument("--compile", action="store_true", help="torch.compile: a minute first, then faster steps")
     machine.add_argument(
-        "--recompute", action="store_true", help="less memory: norms and activations twice, not stored"
+        "--recompute",
+        action="store_true",
+        help="less memory: norms and activations twice, not stored",
     )
     machine.add_argument("--deterministic", action="store_true", help="the same bits again on a GPU too, slower")
     parser.set_defaults(**defaults)
@@ -85,6 +87,11 @@ def positive_number(text: str) -> float:
     if not (0 < number < math.inf):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return number
+
+
+def workers(text: str) -> int:
+    """For argparse: an int of at least 0."""
+    return 0 if int(text) == 0 else positive(text)
 
 
 def not_negative(text: str) -> float:
@@ -138,5 +145,6 @@ def half_precision(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "auto":
         if device.type != "cuda":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Older GPUs only emulate bfloat16, slowly.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from _search_space import Options, Values, combinations
 from _search_trials import Trial
 
 Pruner = Callable[[Trial, int, Sequence[Trial]], str | None]
+ATTEMPTS = 1000  # so many draws in a row that were all there already: a range has few different values left, or none
 
 
 def median(after: int, startup: int) -> Pruner:
@@ -78,11 +80,19 @@ class Random:
         self.space, self.pruner, self.seed = space, pruner, seed
         self.total = combinations(space)
 
-    def propose(self, number: int, before: Sequence[Trial]) -> Options:
-        """The options of a new trial, other than those of the trials before."""
+    def propose(self, number: int, before: Sequence[Trial]) -> Options | None:
+        """The options of a new trial, other than those of the trials before; None: the space has no more of them."""
         seen = [trial.options for trial in before]
-        drawn = (self.draw(number, attempt) for attempt in itertools.count())
-        return next(options for options in drawn if options not in seen)
+        drawn = (self.draw(number, attempt) for attempt in range(ATTEMPTS))
+        found = next((options for options in drawn if options not in seen), None)
+        if found is None and math.isfinite(self.total):
+            found = next((options for options in self._all() if options not in seen), None)
+        return found
+
+    def _all(self) -> Iterator[Options]:
+        """Every combination, the last option's values the fastest, where each option has a number of them."""
+        rows = (values.points() for values in self.space.values())
+        return (dict(zip(self.space, row)) for row in itertools.product(*rows))
 
     def draw(self, number: int, attempt: int) -> Options:
         """Some options."""
@@ -110,8 +120,7 @@ class Grid(Random):
                 raise ValueError(f"a grid takes points, and {name} is a range: write low:high:points, such as 0:0.5:3")
 
     def draw(self, number: int, attempt: int) -> Options:
-        rows = (values.points() for values in self.space.values())
-        return dict(zip(self.space, next(itertools.islice(itertools.product(*rows), number, None))))
+        return next(itertools.islice(self._all(), number, None))
 
 
 class Bayes(Random):

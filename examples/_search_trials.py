@@ -21,6 +21,7 @@ from segzoo._errors import unknown_name
 from segzoo._files import write_whole
 
 ALWAYS = ("epoch", "train_loss", "lr", "train_accuracy")  # columns of history.csv that need no evaluation
+WORDS = 100  # the last lines of a script's output: torchrun's traceback comes after what the script said
 GRACE = 300.0  # seconds in which a script that is asked to stop saves what it has; longer, and it is killed
 
 
@@ -178,6 +179,7 @@ class Process:
         self.trial, self.metric = trial, metric
         self.history, self.log = folder / trial.name / "history.csv", folder / f"{trial.name}.log"
         self.before, self.started, self.asked = trial.seconds, time.monotonic(), math.inf
+        self.said_before = self.log.stat().st_size if self.log.exists() else 0  # by earlier starts
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
@@ -225,8 +227,23 @@ class Process:
 
     def last_words(self) -> str:
         """The last line of its output."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.rpartition("\r")[2].strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next(reversed(self._output()), "it said nothing")
+
+    def was_stopped(self, code: int) -> bool:
+        """Whether SIGTERM ended it, by its exit code; torchrun's is 1 then, and its traceback tells, or the script."""
+        if code in (143, -signal.SIGTERM):
+            return True
+        lines = self._output()
+        return bool(lines) and (
+            "got signal: 15" in lines[-1] or any("stopped by SIGTERM" in line for line in lines[-WORDS:])
+        )
+
+    def _output(self) -> list[str]:
+        """The lines of this start, without empty ones; of a progress bar's its last state."""
+        with self.log.open("rb") as file:
+            file.seek(self.said_before)
+            text = file.read().decode("utf-8", "replace")
+        return [shown for line in text.split("\n") if (shown := line.rpartition("\r")[2].strip())]
 
 
 def stop_all(processes: Iterable[Process]) -> None:

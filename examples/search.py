@@ -108,6 +108,9 @@ class Search:
             elif len(self.book.trials) < self.total:
                 number, words = len(self.book.trials), []
                 options = self.strategy.propose(number, self.book.trials)
+                if options is None:
+                    self._end_at(number)
+                    break
                 trial = Trial(number, options, self.args.direction == "maximize")
                 self.book.trials.append(trial)
                 self.strategy.started(trial)
@@ -116,6 +119,12 @@ class Search:
             self._start(trial, place, words)
             started = True
         return started
+
+    def _end_at(self, number: int) -> None:
+        """The space is at its end before there are as many trials as were asked for."""
+        self.total = number
+        if not self.args.quiet:
+            print(f"search: the space has no more than {number} different trials", file=sys.stderr)
 
     def _start(self, trial: Trial, place: int, words: Sequence[str]) -> None:
         self.book.write()
@@ -156,7 +165,7 @@ class Search:
             trial.state, trial.note = "complete", ""  # also where it had been told to stop, and was there before
         elif trial.note:
             trial.state = "pruned"
-        elif code in (143, -signal.SIGTERM):  # somebody else stopped it
+        elif process.was_stopped(code):  # by somebody else
             self._say(trial, "was stopped; the same command goes on with it")
             return
         else:

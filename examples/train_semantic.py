@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from segzoo._errors import unknown_name
-from segzoo._files import write_whole
+from segzoo._files import check_writable, write_whole
 from segzoo.datasets import SegmentationDataset, count_pixels
 from segzoo.inference import multi_scale
 from segzoo.inference.multiscale import SCALES, checked_scales
@@ -45,7 +45,7 @@ from segzoo.models.base import SegmentationModel
 from segzoo.transforms import SemanticEval
 from segzoo.weights.catalog import Preprocessing
 
-LABELS = {"miou": "mIoU", "pixel_accuracy": "acc"}
+LABELS = {"train_accuracy": "train_accuracy", "miou": "mIoU", "pixel_accuracy": "acc"}
 NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "inception": ((0.5,) * 3, (0.5,) * 3),
@@ -185,6 +185,7 @@ def check(args: argparse.Namespace, data: Data, classes: int) -> None:
         if classes > 256:
             raise ValueError(f"--predict writes label maps of at most 256 classes, and there are {classes}")
         args.predict.mkdir(parents=True, exist_ok=True)
+        check_writable(args.predict / "a.png")
     if args.mst and data.test is None and data.held_out is None:
         raise ValueError("--mst has no pictures: there are neither test pictures nor held-out ones")
 

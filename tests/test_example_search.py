@@ -214,6 +214,25 @@ def test_random_draws_depend_on_the_seed_and_are_all_different() -> None:
     assert [options["lr"] for options in more] == [options["lr"] for options in free]
 
 
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_space_of_few_different_values_comes_to_its_end(
+    script: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers are written with four digits: of 0.001 to 0.0010002 there is one, of log:int:1:300 there are 300."""
+    if method == "bayes":
+        pytest.importorskip("optuna")
+    for _ in range(2):  # and the same command again
+        assert run(method, "lr=0.001:0.0010002 loss=a,b", "--trials", "5", "--prune", "none") == 0
+        assert "search: the space has no more than 2 different trials\n" in capsys.readouterr().err
+        assert states() == ["complete"] * 2 and {t["options"]["loss"] for t in trials()} == {"a", "b"}
+
+
+def test_rare_values_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["_search_strategies"], "ATTEMPTS", 3)
+    space = read_space(["n=log:int:1:30", "b=flag"])
+    assert len({tuple(options.values()) for options in propose(search.Random(space, search.never), 60)}) == 60
+
+
 # What ends early.
 
 curves = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=9)
@@ -435,6 +454,34 @@ def test_a_trial_that_somebody_else_stopped_is_not_over(script: Path) -> None:
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "was stopped; the same command goes on with it" in said
     assert states() == ["unfinished"]
+
+
+TORCHRUN = """
+import sys
+print("script: the picture is stopped by SIGNS")
+{said}
+print("Traceback (most recent call last):\\n" + "  File\\n" * 40)
+sys.exit("torch.distributed.elastic.multiprocessing.api.SignalException: {last}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "last", "state"),
+    [
+        ("print('train_x: stopped by SIGTERM; --resume auto goes on')", "Process 7 died", "unfinished"),
+        ("", "Process 7 got signal: 15", "unfinished"),
+        ("", "Process 7 got signal: 11", "failed"),
+        ("", "Process 7 died", "failed"),
+    ],
+)
+def test_torchrun_that_was_stopped_is_not_over(script: Path, said: str, last: str, state: str) -> None:
+    """It exits with 1 and a traceback, whatever ended it."""
+    script.write_text(TORCHRUN.format(said=said, last=last))
+    assert run("grid", "lr=1e-3") == 1 and states() == [state]
+    # What an earlier start said is in the log too, and says nothing of this one.
+    script.write_text("raise SystemExit('script: error: the loss is not finite')")
+    assert run("grid", "lr=1e-3", "--retry-failed") == 1 and states() == ["failed"]
+    assert trials()[0]["note"] == "exit code 1: script: error: the loss is not finite"
 
 
 def test_a_trial_that_a_killed_search_left_behind_keeps_others_out(

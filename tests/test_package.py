@@ -51,7 +51,6 @@ def test_every_layer_knows_only_those_below() -> None:
     """Imports go one way, as docs/design.md says."""
     allowed = {
         "_errors": set(),
-        "_allocator": set(),
         "_files": set(),
         "_decoding": set(),
         "_maps": {"_decoding"},

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from training_cases import ALONE, Discs, Net, Noise, differences, loss, parse, recipe, rows, state
@@ -22,13 +23,20 @@ from training_cases import ALONE, Discs, Net, Noise, differences, loss, parse, r
 # training_cases has put examples/ on the path.
 import _engine
 import _journal
+import _launch
+import train_salient
 from _batches import Augmented, EpochBatches, seed_of
 from _checkpoint import load as load_checkpoint
+from _data import read_data
 from _engine import Diverged, Run
 from _journal import line, write_history
 from _launch import launch
-from _options import SCHEDULES
+from _lock import Lock
+from _options import SCHEDULES, half_precision
 from _processes import Processes, processes
+
+import segzoo
+from segzoo.layers import replace_norm
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeds_are_put_back")
 
@@ -533,8 +541,10 @@ def test_seeds() -> None:
 
 def test_lines_of_the_log() -> None:
     row = {"epoch": 3, "train_loss": 0.5, "lr": 2e-5, "train_accuracy": 0.98765, "miou": math.nan, "hidden": 3.0}
-    assert line(row, {"miou": "mIoU"}) == "[epoch: 3] train_loss: 0.5000 lr: 2e-05 train_accuracy: 0.988 mIoU: nan"
-    assert line(row, {}) == "[epoch: 3] train_loss: 0.5000 lr: 2e-05 train_accuracy: 0.988"
+    labels = {"miou": "mIoU", "train_accuracy": "train_accuracy"}
+    assert line(row, {"miou": "mIoU"}) == "[epoch: 3] train_loss: 0.5000 lr: 2e-05 mIoU: nan"
+    assert line(row, labels) == "[epoch: 3] train_loss: 0.5000 lr: 2e-05 train_accuracy: 0.988 mIoU: nan"
+    assert line(row, {}) == "[epoch: 3] train_loss: 0.5000 lr: 2e-05"
 
 
 @given(values=st.lists(st.floats(allow_nan=False), min_size=1, max_size=5))
@@ -565,3 +575,81 @@ def test_without_tensorboard_there_are_no_curves(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     run = fitted(tmp_path / "run", *SHORT)
     assert len(run.history) == 1 and not (tmp_path / "run/tensorboard").exists()
+
+
+@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet10t"])
+def test_synchronised_norms_keep_the_activations_in_them(encoder: str, tmp_path: Path) -> None:
+    model = segzoo.unet(encoder, encoder_weights=None, num_classes=2).eval()
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = model(x)
+    args = parse(["--output", str(tmp_path)])
+    gpus = Processes(0, 2, torch.device("cuda"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "to", lambda self, *args, **options: self)
+        synchronised = _engine._on_device(model, args, gpus)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
+    torch.testing.assert_close(synchronised.cpu().eval()(x), before, atol=0, rtol=0)
+
+
+def test_a_frozen_norm_that_becomes_synchronised_stays_frozen(tmp_path: Path) -> None:
+    model = segzoo.unet(num_classes=2, base_channels=4)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    args = parse(["--output", str(tmp_path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_engine, "_on_device", lambda model, *_: replace_norm(model, "sync_batch"))
+        run = Run(recipe(args, model=model, frozen=norms[:2]), args, ALONE)
+    run._train_mode()
+    frozen = [module for module in run.raw.modules() if isinstance(module, nn.SyncBatchNorm) and not module.training]
+    assert len(frozen) == 2 and not any(value.requires_grad for module in frozen for value in module.parameters())
+
+
+def test_other_pictures_are_refused(tmp_path: Path) -> None:
+    class Named(Discs):
+        names = ("a", "b")
+
+    fitted(tmp_path, "--epochs", "1", dataset=Discs(12))
+    with pytest.raises(ValueError, match="started with 12 training pictures and is to go on with 13: give"):
+        start(tmp_path, "--epochs", "1", "--resume", "auto", dataset=Discs(13))
+    with pytest.raises(ValueError, match="started with 12 training pictures and is to go on with 12 others: give"):
+        start(tmp_path, "--epochs", "1", "--resume", "auto", dataset=Named(12))
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("fcntl")
+    monkeypatch.setattr(_launch, "PATIENCE", 0.0)
+    first = Lock(tmp_path, "")
+    args = parse(["--output", str(tmp_path)])
+    assert launch(lambda *_: pytest.fail("it has begun"), args, "tiny") == 2
+    assert capsys.readouterr().err == f"tiny: error: another run is writing into {tmp_path}\n"
+    first.close()
+    assert launch(lambda *_: None, args, "tiny") == 0
+
+
+def test_recomputing_is_not_asked_of_a_compiler(tmp_path: Path, capsys: Any) -> None:
+    args = parse(["--output", str(tmp_path), "--compile", "--recompute"])
+    assert launch(lambda *_: pytest.fail("it has begun"), args, "tiny") == 2
+    assert "give it or --recompute, not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_that_only_emulates_bfloat16_takes_float16(
+    native: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    assert half_precision("auto", torch.device("cuda")) == expected
+
+
+def test_learned_and_tested_pictures_are_apart(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for name in "abcd":
+            Image.new("L", (8, 8), 255).save(tmp_path / folder / f"{name}.png")
+    words = ["--data", str(tmp_path), "--output", "x"]
+    for options in (
+        ["--test-images", str(tmp_path / "images"), "--test-masks", str(tmp_path / "masks")],
+        ["--train-names", "a:c", "--test-names", "c:d"],
+    ):
+        with pytest.raises(ValueError, match="must leave the parts apart"):
+            read_data(train_salient.parse([*words, *options]), task="salient")
+    data = read_data(train_salient.parse([*words, "--train-names", "a:c", "--test-names", "d:d"]), task="salient")
+    assert [part.names for part in (data.train, data.held_out, data.test) if part] == [["a", "b"], ["c"], ["d"]]
