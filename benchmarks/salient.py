@@ -36,8 +36,15 @@ SCALES = {
             ],
         ),
         Row(
+            "fine-tuned, statistics fixed, lr 2e-6",
+            [
+                *("--weights", "duts", "--norm", "frozen_batch", "--train-names", "0521:0800", "--holdout", "0.2857"),
+                *("--epochs", "1", "--lr", "2e-6", "--warmup", "0.2"),
+            ],
+        ),
+        Row(
             "from scratch, 160 pixels",
-            ["--epochs", "6", "--warmup", "1", "--resize", "160", "--crop", "144", "--amp", "bf16"],
+            ["--epochs", "3", "--warmup", "1", "--resize", "160", "--crop", "144", "--amp", "bf16"],
         ),
     ],
 }

@@ -131,28 +131,6 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-class Lock:
-    """So that a folder has one search at a time: held by it and by its trials, until the last of them has ended."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = (folder / ".lock").open("w")
-        self.passed: tuple[int, ...] = ()
-        try:
-            import fcntl
-        except ImportError:  # Windows: nobody is kept out
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.file.close()
-            raise ValueError(f"a search in {folder}, or a trial that one left behind, is still running") from None
-        self.passed = (self.file.fileno(),)
-
-    def close(self) -> None:
-        """Let others in."""
-        self.file.close()
-
-
 class Process:
     """A trial that runs.
 

@@ -3,11 +3,10 @@
 python examples/finetune_cutout.py pictures masks --output my_model
 python examples/finetune_cutout.py pictures masks --output my_model --epochs 20 --device cuda
 
-A mask is a grey picture with its picture's name: white where the object is. Twenty pairs help already, a few hundred
-are plenty. A fifth of the pairs, the last by name, is kept aside; figures before and after are of these, and so is
-OUTPUT/before_after.png: picture, mask, cut-out before, cut-out after. Steps are short, and batch norms keep what they
-learned from many pictures: statistics of a few are worse, and so was the model. The result is used as any model, and
-can be fine-tuned further with --model local-dir:my_model/best:
+A mask is a grey picture with its picture's name: white where the object is. Twenty pairs are a start. A fifth of the pairs, the last by name, is kept aside; figures before and after are of these, and so is
+OUTPUT/before_after.png: picture, mask, cut-out before, cut-out after. Steps are small, and batch norms keep
+the statistics of the many pictures they have seen: those of small batches drift away from them. The result is used as
+any model, which is the start itself where nothing was better, and --model local-dir:my_model/best fine-tunes it further:
 
 segzoo cutout --model local-dir:my_model/best photo.jpg out.png
 """
@@ -76,7 +75,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=positive, help="(default: enough for 150 steps, at least 3)")
     parser.add_argument("--batch-size", type=positive, default=4, help="pictures at once (default: 4)")
     parser.add_argument(
-        "--lr", type=positive_number, default=2e-5, help="more forgets what the model knew (default: %(default)s)"
+        "--lr", type=positive_number, default=2e-6, help="more forgets what the model knew (default: %(default)s)"
     )
     parser.add_argument(
         "--norm",
@@ -179,8 +178,8 @@ def main(args: argparse.Namespace, processes: Processes) -> None:
 
 def show(held_out: Any, args: argparse.Namespace, device: torch.device) -> None:
     """A row for each of the first pictures that were kept aside: picture, mask, cut-out before, cut-out after."""
-    start = args.weights if args.weights.startswith(LOCAL_DIR) else f"{args.model}.{args.weights}"
-    before, after = (segzoo.Predictor(name, device=device) for name in (start, f"{LOCAL_DIR}{args.output / 'best'}"))
+    names = f"{args.model}.{args.weights}", f"{LOCAL_DIR}{args.output / 'best'}"
+    before, after = (segzoo.Predictor(name, device=device) for name in names)
     rows = []
     for i in range(min(6, len(held_out))):
         picture = as_picture(held_out.image(i))
@@ -196,9 +195,9 @@ def show(held_out: Any, args: argparse.Namespace, device: torch.device) -> None:
 
 def as_picture(pixels: Tensor) -> Image.Image:
     """A picture or a mask as the data set has it, upright, in RGB."""
-    return functional.to_pil_image(functional.to_dtype(pixels.as_subclass(Tensor), torch.uint8, scale=True)).convert(
-        "RGB"
-    )
+    plain = pixels.as_subclass(Tensor)  # what is a Mask to torchvision is not scaled
+    picture: Image.Image = functional.to_pil_image(functional.to_dtype(plain, torch.uint8, scale=True))
+    return picture.convert("RGB")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from _lock import Lock
 from _search_space import Options, Values, as_words, read_space
 from _search_strategies import Bayes, Grid, Random, halving, median, never
-from _search_trials import Book, Lock, Process, Trial, python_command, stop_all
+from _search_trials import Book, Process, Trial, python_command, stop_all
 
 PRUNERS = ("median", "halving", "none")
 LEAST_FAILED = 3  # so many trials fail, and none gives a value: it is not the options that were drawn
@@ -316,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_command(args, space)
         chosen = strategy(args, space)
         args.out.mkdir(parents=True, exist_ok=True)
-        lock = Lock(args.out)
+        lock = Lock(args.out, f"a search in {args.out}, or a trial that one left behind, is still running")
         try:
             names = ("method", "space", "metric", "direction", "seed", "command")
             book = Book(args.out, {name: getattr(args, name) for name in names})

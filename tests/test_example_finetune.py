@@ -36,7 +36,7 @@ def tiny(folder: Path, **options: Any) -> str:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Six bright squares; the last picture lies on its side in its file, and its mask has 16 bits."""
+    """Six bright squares; the last picture lies on its side in its file, and its mask is of 0 and 1."""
     (tmp_path / "pictures").mkdir()
     (tmp_path / "masks").mkdir()
     for i in range(6):
@@ -47,7 +47,7 @@ def pairs(tmp_path: Path) -> Path:
             exif = Image.Exif()
             exif[0x0112] = 6  # to be turned right to be seen
             picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / f"pictures/{i}.png", exif=exif)
-            Image.fromarray(mask.astype(np.uint16) * 257).save(tmp_path / f"masks/{i}.png")
+            Image.fromarray(mask // 255).save(tmp_path / f"masks/{i}.png")
         else:
             picture.save(tmp_path / f"pictures/{i}.png")
             Image.fromarray(mask).save(tmp_path / f"masks/{i}.png")
@@ -107,7 +107,7 @@ def test_a_published_model_starts_at_its_own_size(
 ) -> None:
     args = finetune.parse(words(pairs, "--model", name))
     assert (args.model, args.weights, args.resize, args.crop) == expected
-    assert (args.norm, args.lr, args.license) == ("frozen_batch", 2e-5, None)
+    assert (args.norm, args.lr, args.license) == ("frozen_batch", 2e-6, None)
     assert finetune.parse(words(pairs, "--model", name, "--norm", "batch", "--license", "mit")).norm == "batch"
 
 
