@@ -3,10 +3,11 @@
 python examples/finetune_cutout.py pictures masks --output my_model
 python examples/finetune_cutout.py pictures masks --output my_model --epochs 20 --device cuda
 
-A mask is a grey picture with its picture's name: white where the object is. Twenty pairs are a start. A fifth of the pairs, the last by name, is kept aside; figures before and after are of these, and so is
-OUTPUT/before_after.png: picture, mask, cut-out before, cut-out after. Steps are small, and batch norms keep
-the statistics of the many pictures they have seen: those of small batches drift away from them. The result is used as
-any model, which is the start itself where nothing was better, and --model local-dir:my_model/best fine-tunes it further:
+A mask is a grey picture with its picture's name: white where the object is. Twenty pairs are a start. A fifth of the
+pairs, the last by name, is kept aside; figures before and after are of these, and so is OUTPUT/before_after.png:
+picture, mask, cut-out before, cut-out after. Steps are small, and batch norms keep the statistics of the many pictures
+they have seen: those of small batches drift away from them. The result, OUTPUT/best, is the start itself where no epoch
+was better. It is used as any model, and --model local-dir:my_model/best fine-tunes it further:
 
 segzoo cutout --model local-dir:my_model/best photo.jpg out.png
 """
