@@ -22,7 +22,7 @@ SCALES = {
         Row("from scratch, hybrid loss", ["--epochs", "120", "--warmup", "3", "--ema", "0.999", "--loss", "hybrid"]),
         Row(
             "fine-tuned",
-            ["--weights", "duts", "--epochs", "10", "--lr", "1e-4", "--warmup", "0.5", "--ema", "0.999"],
+            ["--weights", "duts", "--norm", "frozen_batch", "--epochs", "10", "--lr", "2e-6", "--warmup", "0.5"],
             main=True,
         ),
     ],
