@@ -13,6 +13,15 @@ from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 
 
+def make_parser(prog: str, about: str | None, **options: Any) -> argparse.ArgumentParser:
+    """A parser whose help is a script's docstring: its first paragraph above the options, the others below."""
+    description, _, epilog = (about or "").partition("\n\n")
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog, formatter_class=formatter, **options
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """The options that every training script has. ``defaults`` are the script's own."""
     run = parser.add_argument_group("the run")

@@ -26,7 +26,7 @@ import torch
 import train_salient
 from _data import read_data
 from _launch import launch
-from _options import positive, positive_number
+from _options import make_parser, positive, positive_number
 from _processes import Processes
 from PIL import Image
 from torch import Tensor
@@ -59,13 +59,7 @@ class Start(NamedTuple):
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options, as train_salient has them."""
-    about, commands, what, use = (__doc__ or "").split("\n\n", 3)
-    parser = argparse.ArgumentParser(
-        prog="finetune_cutout",
-        description=about,
-        epilog=f"{commands}\n\n{what}\n\n{use}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("finetune_cutout", __doc__)
     parser.add_argument("pictures", type=Path, help="a folder")
     parser.add_argument("masks", type=Path, help="a folder with a mask for each, of the same name")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the model and its figures go here")

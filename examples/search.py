@@ -36,6 +36,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from _lock import Lock
+from _options import make_parser
 from _search_space import Options, Values, as_words, read_space
 from _search_strategies import Bayes, Grid, Random, halving, median, never
 from _search_trials import Book, Process, Trial, python_command, stop_all
@@ -227,14 +228,8 @@ def command_line(args: argparse.Namespace, space: dict[str, Values], options: Op
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options, and as ``command`` what follows ``--``."""
-    about, commands, how = (__doc__ or "").split("\n\n", 2)
-    parser = argparse.ArgumentParser(
-        prog="search",
-        usage="%(prog)s [-h] {grid,random,bayes} --out DIR --metric NAME --space OPTION=VALUES … -- SCRIPT …",
-        description=about,
-        epilog=f"{commands}\n\n{how}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    usage = "%(prog)s [-h] {grid,random,bayes} --out DIR --metric NAME --space OPTION=VALUES … -- SCRIPT …"
+    parser = make_parser("search", __doc__, usage=usage)
     parser.add_argument("method", choices=["grid", "random", "bayes"], help="how trials are chosen")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder, made if it is not there")
     parser.add_argument("--metric", required=True, metavar="NAME", help="a column of history.csv: miou, mae, …")

@@ -24,7 +24,7 @@ from _engine import Recipe, Run
 from _evaluation import forward_all
 from _launch import launch
 from _model import add_model_arguments, build
-from _options import add_arguments
+from _options import add_arguments, make_parser
 from _processes import Processes
 from _report import export, finish
 from torch import Tensor, nn
@@ -46,13 +46,7 @@ LOSSES: dict[str, Any] = {
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
-    about, commands, what = (__doc__ or "").split("\n\n", 2)
-    parser = argparse.ArgumentParser(
-        prog="train_salient",
-        description=about,
-        epilog=f"{commands}\n\n{what}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("train_salient", __doc__)
     add_data_arguments(parser, "salient")
     add_model_arguments(parser, model="u2net_lite")
     what_is_learned = parser.add_argument_group("what is learned")

@@ -27,7 +27,7 @@ from _engine import Recipe, Run
 from _evaluation import Forward
 from _launch import launch
 from _model import add_model_arguments, build
-from _options import add_arguments
+from _options import add_arguments, make_parser
 from _processes import Processes
 from _report import export, finish
 from _semantic_figures import FIGURES, evaluate, predict, table
@@ -56,13 +56,7 @@ NO_LABEL = -1  # outside of pictures, where the data set ignores no label
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
-    about, commands, what = (__doc__ or "").split("\n\n", 2)
-    parser = argparse.ArgumentParser(
-        prog="train_semantic",
-        description=about,
-        epilog=f"{commands}\n\n{what}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("train_semantic", __doc__)
     add_data_arguments(parser, "semantic")
     folder = parser.add_argument_group("the masks of --dataset folder")
     folder.add_argument(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_u2net import tiny
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.checkpoint import checkpoint
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+# isort: split
+from speed import Living
 
 import segzoo
 from segzoo.layers import RSU, ConvNormAct, recompute
@@ -40,26 +44,6 @@ def nothing_is_small(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReq
 @pytest.fixture
 def true_sizes() -> None:
     pass
-
-
-class Living(TorchDispatchMode):
-    """Every piece of memory that is made within, and how much of it is still there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.made.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        return out
-
-    def bytes(self, model: nn.Module) -> int:
-        own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-        return sum(size for key, (weak, size) in self.made.items() if key not in own and not weak.expired())
 
 
 def small(norm: str = "batch") -> nn.Module:
