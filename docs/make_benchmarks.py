@@ -1,10 +1,11 @@
-"""docs/benchmarks.md, and marked blocks of other pages, out of templates and the files in benchmarks/results.
+"""docs/benchmarks.md, docs/weights.md and marked blocks of other pages, out of templates, results and records.
 
     python docs/make_benchmarks.py           # writes the pages
     python docs/make_benchmarks.py --check   # says which pages are not what their templates and results make
 
 A template, ``docs/NAME.in.md``, is Markdown with Jinja's ``{{ }}`` and ``{% %}``. It makes the page ``NAME.md``, or
-what is between the two lines ``<!-- NAME.in.md -->`` and ``<!-- end of NAME.in.md -->`` of a page. What it can use:
+what is between the two lines ``<!-- NAME.in.md -->`` and ``<!-- end of NAME.in.md -->`` of a page or of README.md. What
+it can use:
 
 - ``results("distance")``: the content of benchmarks/results/distance.json;
 - ``every("semantic_*")``: the contents of all files of that name, each with its ``name``; ``{% if every(…) %}`` leaves
@@ -13,6 +14,8 @@ what is between the two lines ``<!-- NAME.in.md -->`` and ``<!-- end of NAME.in.
   ``spread(".1f", 100)`` in percent;
 - ``rows | groups("model", "loss")``: the rows that agree in these, a list for each;
 - ``lines | few(10, "MAE")``: of those that say MAE at most so many, evenly chosen, with the first and the last;
+- ``weights("u2net*")``: the records of published checkpoints; ``size(record)`` and ``scores(record)`` in words,
+  ``parameters("u2net_lite")`` of a model;
 - ``about("distance", …)``: command, machine, date and commit of files: the last line of each section.
 
 A name or a file that is not there is an error: no figure is made up, none is left out in silence.
@@ -30,9 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 
-from segzoo import get_weights
+from segzoo import Weights, get_weights, list_weights
 from segzoo._files import write_whole
+from segzoo.registry import create_untrained
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = dict[str, Any]
@@ -133,6 +138,29 @@ def few(lines: Iterable[str], most: int, word: str = "") -> list[str]:
     return [every[round(i * (len(every) - 1) / (most - 1))] for i in range(most)]
 
 
+def size(record: Weights) -> str:
+    """Of a checkpoint's published file."""
+    source = record.sources[0]
+    if source.kind == "bundled":
+        return "in the package"
+    return f"{source.size / 1e6:,.0f} MB" if source.size else "not known"
+
+
+def scores(record: Weights) -> str:
+    """What was measured here, with a star, else what was published."""
+    measured = bool(record.metrics)
+    return "; ".join(
+        f"{data}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}{'*' if measured else ''}"
+        for data, values in (record.metrics or record.published_metrics).items()
+    )
+
+
+def parameters(name: str) -> str:
+    with torch.device("meta"):
+        model = create_untrained(name)
+    return f"{sum(p.numel() for p in model.parameters()):,}"
+
+
 def render(template: str, results: Results) -> str:
     """A template's text with the figures in place."""
     environment = jinja2.Environment(
@@ -143,6 +171,10 @@ def render(template: str, results: Results) -> str:
         "results": results.one,
         "every": results.every,
         "about": results.about,
+        "weights": lambda pattern="*": [get_weights(name) for name in list_weights(pattern)],
+        "size": size,
+        "scores": scores,
+        "parameters": parameters,
         "published": lambda model, data: get_weights(model).published_metrics[data],
     }
     return str(environment.from_string(template).render())
@@ -156,7 +188,8 @@ def pages(docs: Path = ROOT / "docs", results: Results | None = None) -> dict[Pa
         text = render(template.read_text("utf-8"), results)
         page = docs / template.name.replace(".in.md", ".md")
         begin, end = f"<!-- {template.name} -->\n", f"<!-- end of {template.name} -->\n"
-        places = [path for path in docs.glob("*.md") if begin in path.read_text("utf-8")]
+        readme = docs.parent / "README.md"
+        places = [path for path in [*docs.glob("*.md"), readme] if path.is_file() and begin in path.read_text("utf-8")]
         if not places:
             made[page] = f"<!-- Made by docs/make_benchmarks.py: change {template.name}. -->\n{text}"
         for place in places:

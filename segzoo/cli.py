@@ -84,13 +84,52 @@ def _build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--pretrained", action="store_true", help="only those with published weights")
     listing.set_defaults(run=_list)
 
+    convert = commands.add_parser(
+        "convert",
+        help="convert other people's checkpoints",
+        description="Convert a checkpoint into a safetensors file that this library loads: official U²-Net and IS-Net "
+        "(.pth, .onnx), the\nU²-Net tutorial's, torchvision's, segmentation_models_pytorch's, NVIDIA's and "
+        "transformers' SegFormer. Whose it is,\nits keys tell; nothing in the file is run.",
+        epilog="examples:\n  segzoo convert u2net.pth u2net.safetensors\n"
+        "  segzoo convert smp_unet.pth unet.safetensors --json\n"
+        "  segzoo convert mine.ckpt mine.safetensors --architecture deeplabv3plus --encoder resnet50\n\n"
+        "then: segzoo.unet(weights='unet.safetensors'), or\n"
+        "segzoo cutout --model u2net_full --weights u2net.safetensors photo.jpg out.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("input", metavar="IN", help="a .pth, .pt, .ckpt, .bin, .onnx or .safetensors file")
+    convert.add_argument("output", metavar="OUT.safetensors", help="the file to write")
+    convert.add_argument("--architecture", metavar="NAME", help="the model, where the keys do not tell (segzoo list)")
+    convert.add_argument("--encoder", metavar="NAME", help="its encoder, where the keys do not tell")
+    convert.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
+    convert.add_argument("--json", action="store_true", help="what was done, as JSON")
+    convert.set_defaults(run=_convert)
+
+    download = commands.add_parser(
+        "download",
+        help="fetch weights now, to work without a network later",
+        description="Fetch weights, check them and keep them: this machine can then load them without a network.",
+        epilog="examples:\n  segzoo download u2net_full\n  segzoo download u2net_full.duts isnet.general\n"
+        "  segzoo download hf-hub:org/repo@v1.0\n\n"
+        "Files are kept where huggingface_hub (HF_HOME) and torch (TORCH_HOME) keep theirs; HF_ENDPOINT names a mirror "
+        "of the\nHub, HF_TOKEN is for private repositories. What is kept already is not fetched again.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    download.add_argument(
+        "names", metavar="NAME", nargs="+", help="u2net_full.duts, u2net_full (its default weights), hf-hub:org/repo"
+    )
+    download.add_argument("--force", action="store_true", help="fetch again what is kept: a branch that has moved on")
+    download.add_argument("--cache-dir", metavar="FOLDER", help="keep the files there instead (cache_dir= loads them)")
+    download.add_argument("--quiet", action="store_true", help="no progress bar")
+    download.set_defaults(run=_download)
+
     info = commands.add_parser(
         "info",
         help="show what is known of a model or of weights",
-        description="Show what is known of a model (u2net_lite) or of published weights (u2net_lite.duts): licence, "
-        "source, training data, preprocessing, figures.",
+        description="Show what is known of a model (u2net_lite), of published weights (u2net_lite.duts) or of a saved "
+        "model (local-dir:PATH, hf-hub:org/repo): licence, source, training data, preprocessing, figures.",
     )
-    info.add_argument("name", metavar="NAME", help="u2net_lite, or u2net_lite.duts")
+    info.add_argument("name", metavar="NAME", help="u2net_lite, u2net_lite.duts, local-dir:PATH or hf-hub:org/repo")
     info.add_argument("--json", action="store_true", help="as JSON")
     info.set_defaults(run=_info)
     return parser
@@ -381,7 +420,9 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     _open_as_asked(args)
     model: Any = args.model
     if args.weights:
-        if args.model.startswith("local-dir:"):
+        from segzoo.weights.resolve import is_saved
+
+        if is_saved(args.model):
             raise ValueError(f"--weights is for a model by name, and {args.model} brings its own")
         model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
     postprocess = _postprocess(args)
@@ -581,13 +622,50 @@ def _parameters(name: str) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def _convert(args: argparse.Namespace) -> int:
+    from segzoo.models import convert_checkpoint
+
+    arguments = {} if args.encoder is None else {"encoder": args.encoder}
+    done = convert_checkpoint(
+        args.input, args.output, architecture=args.architecture, overwrite=args.overwrite, **arguments
+    )
+    print(_json(done.to_json()) if args.json else done.report())
+    return _DONE
+
+
+def _download(args: argparse.Namespace) -> int:
+    from segzoo.weights import download
+
+    for name in [_weights_of(name) for name in args.names]:  # a wrong name is said before anything is fetched
+        path = download(name, cache_dir=args.cache_dir, force_download=args.force, progress=not args.quiet)
+        print(f"{name}  {path}")
+    return _DONE
+
+
+def _weights_of(name: str) -> str:
+    """The name of weights; a model's means those its factory loads."""
+    import segzoo
+    from segzoo.registry import default_weights
+
+    if ":" in name or "." in name or name not in segzoo.list_models():
+        if ":" not in name:
+            segzoo.get_weights(name)
+        return name
+    default = default_weights(name)
+    if default is None:
+        known = ", ".join(segzoo.list_weights(name))
+        raise ValueError(f"{name} loads no weights by default{f', expected one of {known}' if known else ''}")
+    return f"{name}.{default}"
+
+
 def _info(args: argparse.Namespace) -> int:
     import segzoo
     from segzoo.registry import find_factory, task_of
-    from segzoo.weights.folder import LOCAL_DIR, read_folder
+    from segzoo.weights.resolve import is_saved, read_saved
 
-    if args.name.startswith(LOCAL_DIR) or "." in args.name:
-        record = read_folder(args.name).record if args.name.startswith(LOCAL_DIR) else segzoo.get_weights(args.name)
+    if is_saved(args.name) or "." in args.name:
+        record = read_saved(args.name).record if is_saved(args.name) else segzoo.get_weights(args.name)
+        assert record is not None
         print(_json(record.to_dict()) if args.json else _table(_record_rows(record)))
         return _DONE
     factory = find_factory(args.name)
@@ -624,15 +702,19 @@ def _record_rows(record: Any) -> list[tuple[str, str]]:
         size = f"resized to {p.size[0]}×{p.size[1]} ({p.interpolation}), " if p.size else ""
     rows = [
         ("weights", record.name),
-        ("licence", record.license),
+        ("licence", record.license + ("" if record.commercial is not False else " — NOT FOR COMMERCIAL USE")),
+        ("code", record.code_license),
         ("source", record.source),
         ("trained on", record.training_data),
+        ("data licence", record.data_license),
         ("paper", record.paper),
         ("classes", ", ".join(record.classes)),
         ("input", f"{record.in_channels} channels, {size}divided by {scale}, mean {p.mean}, std {p.std}"),
         ("threshold", f"{record.threshold:g}"),
         ("precision", f"{', '.join(record.precision_ok)} checked" if record.precision_ok else "not measured here"),
     ]
+    if record.arguments:
+        rows.insert(1, ("built with", ", ".join(f"{name}={value!r}" for name, value in record.arguments.items())))
     if record.calibration != "":
         rows.append(("norms", f"folded by the publisher; statistics {_calibrated(record.calibration)}"))
     for origin, tables in (("measured here", record.metrics), ("published", record.published_metrics)):
@@ -641,10 +723,20 @@ def _record_rows(record: Any) -> list[tuple[str, str]]:
             rows.append((data_set, f"{figures} ({origin})"))
     rows.append(("protocol", record.protocol))
     for source in record.sources:
-        rows.append(("file", f"{source.kind}: {source.location}"))
-        rows.append(("", f"sha256 {source.sha256}{'' if len(source.sha256) == 64 else '… (its first digits)'}"))
-    return rows
+        size = f", {source.size:,} bytes" if source.size else ""
+        rows.append(("file", f"{source if source.kind == 'hub' else f'{source.kind}: {source}'}{size}"))
+        if source.sha256 is None:
+            rows.append(("", "sha256 not published; the Hub's own is checked"))
+        else:
+            rows.append(("", f"sha256 {source.sha256}{'' if len(source.sha256) == 64 else '… (its first digits)'}"))
+        if source.md5:
+            rows.append(("", f"md5 {source.md5}"))
+    return [row for row in rows if row[1]]
 
 
 def _calibrated(calibration: str | None) -> str:
-    return f"measured again on {calibration}" if calibration else "not measured again: calibrate before training"
+    return (
+        f"measured again on {calibration}"
+        if calibration
+        else "not measured again: segzoo.weights.recalibrate before training"
+    )

@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,9 +29,9 @@ _tasks: dict[str, Task] = {}
 def register_model(task: Task) -> Callable[[Factory], Factory]:
     """Decorator that makes a factory known under its own name, and its models ones that can be saved.
 
-    The models remember the arguments of the call, for ``save_pretrained``, and ``weights="local-dir:PATH"`` brings back
-    those of a model that was saved, but for the ones that are given. For that a factory ends in
-    ``segzoo.models.base.build_model``.
+    The models remember the arguments of the call, for ``save_pretrained``; ``weights="local-dir:PATH"`` and
+    ``"hf-hub:org/repo"`` bring back those of a model that was saved, and published weights those they need, but for the
+    ones that are given. For that a factory ends in ``segzoo.models.base.build_model``.
 
     Args:
         task: ``"salient"``, ``"semantic"`` or ``"instance"``.
@@ -66,11 +67,7 @@ def _remembering(factory: Callable[..., Any]) -> Callable[..., Any]:
             given = signature.bind(*args, **kwargs)
         except TypeError:
             return factory(*args, **kwargs)  # refused in Python's own words, with the factory's name
-        from segzoo.weights.folder import LOCAL_DIR
-
-        weights = given.arguments.get("weights")
-        if isinstance(weights, str) and weights.startswith(LOCAL_DIR):
-            given = signature.bind(**_from_folder(name, signature, weights, _named(given)))
+        given = _completed(name, given)
         model = factory(*given.args, **given.kwargs)
         given.apply_defaults()
         if hasattr(model, "remember_call"):
@@ -90,21 +87,33 @@ def _named(call: inspect.BoundArguments) -> dict[str, Any]:
     return named
 
 
-def _from_folder(name: str, signature: inspect.Signature, weights: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a saved model, those that were given in their place, and its weights as they were read."""
-    from segzoo.weights.folder import read_folder
+def _completed(name: str, given: inspect.BoundArguments) -> inspect.BoundArguments:
+    """The call with the arguments that its weights bring, but for those that are given, and a saved model as read."""
+    from segzoo.weights.folder import Checkpoint
+    from segzoo.weights.hub import Access
+    from segzoo.weights.resolve import arguments_of, is_saved, read_saved
 
-    checkpoint = read_folder(weights)
-    saved = checkpoint.saved
-    if saved.architecture != name:
-        raise ValueError(
-            f"{weights} holds a {saved.architecture}, not a {name}: segzoo.create_model({weights!r}) gives it"
-        )
+    signature, named = given.signature, _named(given)
+    if "weights" not in signature.parameters:
+        return given
+    weights = named.get("weights", signature.parameters["weights"].default)
+    if is_saved(weights):
+        weights = read_saved(weights, access=Access(progress=named.get("progress", True)))
+    if isinstance(weights, Checkpoint):
+        brought, saved = dict(weights.arguments), weights.saved
+        if saved is not None and saved.architecture != name:
+            raise ValueError(
+                f"{weights.origin} holds a {saved.architecture}, not a {name}: "
+                f"segzoo.create_model({weights.origin!r}) gives it"
+            )
+    else:
+        brought = arguments_of(name, weights)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    unknown = [argument for argument in saved.arguments if argument not in signature.parameters]
+    unknown = [argument for argument in brought if argument not in signature.parameters]
     if unknown and not takes_any:
-        raise ValueError(f"{weights} has arguments that {name} does not take: {', '.join(unknown)}")
-    return {"in_channels": saved.in_channels, **saved.arguments, **given, "weights": checkpoint}
+        origin = weights.origin if isinstance(weights, Checkpoint) else weights
+        raise ValueError(f"{origin} has arguments that {name} does not take: {', '.join(unknown)}")
+    return signature.bind(**{**brought, **named, "weights": weights})
 
 
 def find_factory(name: str) -> Callable[..., Any] | None:
@@ -113,24 +122,54 @@ def find_factory(name: str) -> Callable[..., Any] | None:
     return _factories.get(name)
 
 
+def default_weights(name: str) -> str | None:
+    """What a factory's ``weights=`` is where it is not given: the tag of published weights, or None.
+
+    Examples:
+        >>> default_weights("u2net_lite")
+        'duts'
+    """
+    parameter = inspect.signature(_factories[name]).parameters.get("weights")
+    return None if parameter is None else parameter.default
+
+
 def task_of(name: str) -> Task:
     """What a registered model is for."""
     _import_models()
     return _tasks[name]
 
 
-def create_model(name: str, **kwargs: Any) -> nn.Module:
+def create_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """A model by name: ``create_model("u2net_lite")`` is ``segzoo.u2net_lite()``, default weights and all.
 
     Args:
-        name: A factory's name, or with the tag of its weights: ``"u2net_lite.duts"``; or ``"local-dir:PATH"``: the
-            model in a folder that ``save_pretrained`` wrote.
-        **kwargs: The factory's arguments, as ``weights=None``, ``num_classes=2``, ``norm="group"``; of a folder's model
+        name: A factory's name, or with the tag of its weights: ``"u2net_lite.duts"``; or a model that
+            ``save_pretrained`` wrote: ``"local-dir:PATH"``, or ``"hf-hub:org/repo"`` and
+            ``"hf-hub:org/repo@revision"`` on the Hugging Face Hub.
+        revision: Of a repository of the Hub: a branch, a tag or a commit; None: the one in the name, else ``main``.
+        cache_dir: Where downloaded files are kept; None: the caches of huggingface_hub (``HF_HOME``) and of torch
+            (``TORCH_HOME``).
+        force_download: Whether to ask the network again for what is kept: a branch of the Hub, which is otherwise what
+            it was when it was first fetched.
+        local_files_only: Whether to use only what is on this machine; with ``HF_HUB_OFFLINE=1`` it always is so.
+        token: For the Hub; None: the one of ``hf auth login`` or ``HF_TOKEN``.
+        **kwargs: The factory's arguments, as ``weights=None``, ``num_classes=2``, ``norm="group"``; of a saved model
             those that shall be other than saved.
 
     Raises:
         ValueError: For an unknown name or tag, with the nearest one, or a folder whose files do not belong together.
-        FileNotFoundError: If there is no such folder, with the nearest one.
+        FileNotFoundError: If there is no such folder, with the nearest one, or no such repository or revision.
+        PermissionError: If the repository may not be read.
+        ConnectionError: If the weights are not on this machine and could not be downloaded.
         TypeError: If weights are given twice, or the factory has no such argument.
 
     Examples:
@@ -139,27 +178,38 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if not isinstance(name, str):
         raise TypeError(f"a model's name is a str, got {type(name).__name__}")
-    from segzoo.weights.folder import LOCAL_DIR, read_architecture
+    from segzoo.weights.hub import Access
+    from segzoo.weights.resolve import is_saved, read_checkpoint, read_saved
 
-    if name.startswith(LOCAL_DIR):
-        architecture, dot, tag = read_architecture(name), ".", name
+    access = Access(cache_dir, force_download, local_files_only, token, kwargs.get("progress", True))
+    if is_saved(name):
+        checkpoint = read_saved(name, revision=revision, access=access)
+        assert checkpoint.saved is not None
+        architecture, weights = checkpoint.saved.architecture, cast(Any, checkpoint)
     else:
-        architecture, dot, tag = name.partition(".")
+        architecture, _, weights = name.partition(".")
     factory = find_factory(architecture)
     if factory is None:
         from segzoo.weights.convert import SUFFIXES
+        from segzoo.weights.folder import LOCAL_DIR
 
-        if name == tag:
+        if is_saved(name):
             raise ValueError(f"{name} holds a {architecture!r}, which is no registered model: import what registers it")
         if name.lower().endswith(SUFFIXES):
             raise ValueError(f"{name!r} is a weights file: name its model, as in segzoo.u2net_lite(weights={name!r})")
         if Path(name).is_dir():
             raise ValueError(f"{name!r} is a folder: {LOCAL_DIR + name!r} is the model that was saved in it")
         raise _unknown("model", architecture, _factories)
-    if dot:
+    if weights:
         if "weights" in kwargs:
             raise TypeError(f"{name!r} names its weights already; got weights={kwargs['weights']!r} too")
-        kwargs["weights"] = tag
+        kwargs["weights"] = weights
+    else:
+        weights = kwargs.get("weights", default_weights(architecture))
+    if revision is not None and weights is None:
+        raise ValueError(f"revision={revision!r} is for a model on the Hugging Face Hub, and {name!r} has no weights")
+    if (revision is not None or access != Access(progress=access.progress)) and isinstance(weights, (str, os.PathLike)):
+        kwargs["weights"] = read_checkpoint(architecture, weights, revision=revision, access=access)
     model: nn.Module = factory(**kwargs)
     return model
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_client import client, hub  # noqa: F401, fixtures
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent

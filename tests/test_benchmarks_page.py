@@ -67,7 +67,7 @@ def strings(value: Any) -> Iterator[str]:
 def test_the_pages_are_what_templates_and_results_make(made: ModuleType) -> None:
     results = made.Results()
     pages = made.pages(results=results)
-    assert {page.name for page in pages} == {"benchmarks.md", "predictions.md"}
+    assert {page.name for page in pages} == {"benchmarks.md", "predictions.md", "weights.md", "README.md"}
     for page, text in pages.items():
         assert page.read_text("utf-8") == text, f"docs/{page.name}: run python docs/make_benchmarks.py"
     assert results.used == {path.stem for path in FILES}, "a file that no page uses"

@@ -411,7 +411,7 @@ def flip(folder: Path) -> None:
     ("damage", "error", "words"),
     [
         (cut, ValueError, r"model.safetensors has [\d,]+ bytes, config.json says [\d,]+: cut short, damaged"),
-        (flip, ValueError, "has sha256 .*, config.json says .*: cut short, damaged or of another model"),
+        (flip, ValueError, "has sha256 .*, expected .* as config.json says: cut short, damaged or of another model"),
         (lambda f: (f / "model.safetensors").unlink(), FileNotFoundError, "has a config.json and no model.safetensors"),
         (lambda f: (f / "config.json").unlink(), FileNotFoundError, "holds no model, as it has no config.json"),
         (lambda f: (f / "config.json").write_text("{"), ValueError, "config.json is not JSON that can be read"),

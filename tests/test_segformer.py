@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hub_client import Client
+from hub_server import Hub
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -246,29 +249,18 @@ def test_encoder_weights_take_the_mix_transformer_of_a_file(published: tuple[Any
 
 
 def test_imagenet_weights_come_from_the_hub(
-    published: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: tuple[Any, Path], hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     monkeypatch.setitem(VARIANTS, "mit_b3", TINY)
-    torch.save(load_file(published[1]), tmp_path / "pytorch_model.bin")
-    asked = []
-
-    def download(repository: str, name: str) -> str:
-        asked.append((repository, name))
-        if not (tmp_path / name).exists():
-            raise LocalEntryNotFoundError(f"no {name}.\nTry again")
-        return str(tmp_path / name)
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setitem(VARIANTS, "mit_b4", TINY)
+    buffer = io.BytesIO()
+    torch.save(load_file(published[1]), buffer)
+    hub.add_file("nvidia/mit-b3", "pytorch_model.bin", buffer.getvalue())  # and no model.safetensors
     model = segzoo.segformer("mit_b3", encoder_weights="imagenet", num_classes=2)
-    assert asked == [("nvidia/mit-b3", "model.safetensors"), ("nvidia/mit-b3", "pytorch_model.bin")]
     expected = mit_from_others(load_file(published[1]))
     assert all(torch.equal(value, expected[key]) for key, value in model.encoder.state_dict().items())
-    (tmp_path / "pytorch_model.bin").unlink()
-    with pytest.raises(ConnectionError, match=r"nvidia/mit-b3 .*; pass encoder_weights=None, or the path") as caught:
-        segzoo.segformer("mit_b3", encoder_weights="imagenet")
+    with pytest.raises(ConnectionError, match=r"nvidia/mit-b4 .*; pass encoder_weights=None, or the path") as caught:
+        segzoo.segformer("mit_b4", encoder_weights="imagenet")
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="there are no ImageNet weights of Variant"):
         MiT(TINY, weights="imagenet")

@@ -191,5 +191,7 @@ class Encoder(nn.Module):
 
 def _reached(x: Tensor, parameters: dict[str, Tensor]) -> list[str]:
     """The names of the parameters that ``x`` depends on."""
-    gradients = torch.autograd.grad(x.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+    with torch.enable_grad():
+        total = x.sum()
+    gradients = torch.autograd.grad(total, list(parameters.values()), retain_graph=True, allow_unused=True)
     return [name for name, gradient in zip(parameters, gradients) if gradient is not None]

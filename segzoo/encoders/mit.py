@@ -20,6 +20,7 @@ from segzoo._errors import unknown_name
 from segzoo.encoders.base import Encoder
 from segzoo.weights.adapt import adapt_state_dict
 from segzoo.weights.convert import read_state_dict
+from segzoo.weights.hub import hub_file
 from segzoo.weights.segformer_keys import mit_from_others
 
 __all__ = ["VARIANTS", "MiT", "Variant"]
@@ -273,18 +274,14 @@ def _download(name: str | Variant) -> Path:
     """The file of NVIDIA's ImageNet weights, from the Hub's cache or the Hub."""
     if not isinstance(name, str):
         raise ValueError(f"there are no ImageNet weights of {name}: pass encoder_weights=None, or the path of a file")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
     repository = f"nvidia/{name.replace('_', '-')}"
     try:
         try:
-            return Path(hf_hub_download(repository, "model.safetensors"))
-        except EntryNotFoundError:
-            return Path(hf_hub_download(repository, "pytorch_model.bin"))
-    except Exception as error:  # the Hub's own, or its HTTP library's, which changes with its version
-        reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+            return hub_file(repository, "model.safetensors")
+        except FileNotFoundError:
+            return hub_file(repository, "pytorch_model.bin")
+    except OSError as error:
         raise ConnectionError(
-            f"could not get the ImageNet weights {repository} from the Hugging Face Hub ({reason}); "
+            f"could not get the ImageNet weights {repository} from the Hugging Face Hub ({error}); "
             "pass encoder_weights=None, or the path of a file"
         ) from error

@@ -30,9 +30,9 @@ class Predictor:
     """A model made ready for pictures: preprocessing, device, batches, and masks at each picture's own size.
 
     Args:
-        model: A name (``"u2net_lite"``, ``"u2net_lite.duts"``), ``"local-dir:PATH"`` of a saved model, or a model of
-            this library, which is copied and stays as it is. A detector (``mask_rcnn_resnet50_fpn``) gives an
-            ``InstancePrediction`` for each picture.
+        model: A name (``"u2net_lite"``, ``"u2net_lite.duts"``), ``"local-dir:PATH"`` or ``"hf-hub:org/repo"`` of a
+            saved model, or a model of this library, which is copied and stays as it is. A detector
+            (``mask_rcnn_resnet50_fpn``) gives an ``InstancePrediction`` for each picture.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU) or a torch device, which must be there.
         precision: ``"auto"`` (float32), ``"fp32"``, ``"bf16"`` or ``"fp16"``. The narrow ones move results: the
             record's ``precision_ok`` says where that was checked.

@@ -1,5 +1,6 @@
 """The architectures, one file each: its class, then its factories. Factories are found through ``segzoo`` itself."""
 
+from segzoo.models._conversion import Conversion, convert_checkpoint
 from segzoo.models.base import EncoderModel, SegmentationModel
 from segzoo.models.deeplab import DeepLabV3, DeepLabV3Plus
 from segzoo.models.fcn import FCN, FCN8s
@@ -17,6 +18,7 @@ __all__ = [
     "FCN",
     "FPN",
     "LRASPP",
+    "Conversion",
     "DeepLabV3",
     "DeepLabV3Plus",
     "EncoderModel",
@@ -28,5 +30,6 @@ __all__ = [
     "U2Net",
     "UNet",
     "UNetPlusPlus",
+    "convert_checkpoint",
     "param_groups",
 ]

@@ -6,7 +6,8 @@ How they go out again is in ``_pretrained.py``: ``save_pretrained``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,18 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segzoo._errors import unknown_name
 from segzoo.encoders.base import Encoder
 from segzoo.layers.norm import Norm
 from segzoo.models._pretrained import Pretrained, origin_of
 from segzoo.ops import resize_to
 from segzoo.weights.adapt import adapt_state_dict
-from segzoo.weights.catalog import Preprocessing, Weights, get_weights, list_weights
-from segzoo.weights.convert import SUFFIXES, StateDict, read_state_dict
-from segzoo.weights.fetch import fetch
-from segzoo.weights.folder import CONFIG, LOCAL_DIR, Checkpoint
+from segzoo.weights.calibrate import has_folded_norms
+from segzoo.weights.convert import StateDict
+from segzoo.weights.folder import Checkpoint
+from segzoo.weights.hub import Access
+from segzoo.weights.record import Preprocessing, Weights
+from segzoo.weights.resolve import read_checkpoint
 
 __all__ = ["EncoderModel", "SegmentationModel", "build_model", "check_positive", "evaluating"]
+
+Model = TypeVar("Model", bound="SegmentationModel")
 
 
 def check_positive(**arguments: object) -> None:
@@ -103,6 +107,7 @@ class SegmentationModel(Pretrained, nn.Module):
         self.preprocessing = self.default_preprocessing.for_channels(in_channels)
         self.threshold = 0.5
         self.classes: tuple[str, ...] | None = None
+        self._warned = False
 
     def stems(self) -> list[str]:
         """The keys of the weights of all convolutions that see the picture."""
@@ -129,6 +134,18 @@ class SegmentationModel(Pretrained, nn.Module):
             raise ValueError(f"the model takes [N, {self.in_channels}, H, W] with H, W ≥ 1, got {list(x.shape)}")
         if not x.is_floating_point():
             raise TypeError(f"the model takes normalised floating point values, got {x.dtype}")
+
+    def train(self: Model, mode: bool = True) -> Model:
+        """Train mode, or eval mode; warns once of a checkpoint whose norms were folded, which training would ruin."""
+        if mode and not self._warned and has_folded_norms(self):
+            self._warned = True
+            warnings.warn(
+                "this model's norms were folded into its convolutions by its publisher, and training would ruin it: "
+                "segzoo.weights.recalibrate(model, pictures) first, with some dozens of your pictures",
+                UserWarning,
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits ``[N, C, H, W]`` to float32 probabilities: sigmoid for one class or ``multilabel``, softmax else."""
@@ -194,9 +211,6 @@ class EncoderModel(SegmentationModel):
         return F.pad(y, (0, right, 0, below))
 
 
-Model = TypeVar("Model", bound=SegmentationModel)
-
-
 def build_model(
     cls: type[Model],
     architecture: str,
@@ -214,8 +228,8 @@ def build_model(
         cls: The model's class.
         architecture: The factory's name.
         weights: A tag of its own (``"duts"``), ``"architecture.tag"``, a path to a ``.safetensors``, ``.pth``, ``.pt``
-            or ``.onnx`` file, or None for random initialisation. Of ``"local-dir:PATH"`` the registry makes a
-            checkpoint.
+            or ``.onnx`` file, or None for random initialisation. Of ``"local-dir:PATH"`` and ``"hf-hub:org/repo"`` the
+            registry makes a checkpoint.
         num_classes: None means the checkpoint's, or the architecture's default without one.
         in_channels: Another number than the checkpoint's adapts the first convolution.
         norm: Another norm than the checkpoint's keeps γ and β and warns.
@@ -234,54 +248,79 @@ def build_model(
         if arguments.get("encoder_weights") is not None and arguments.get("encoder", "") is not None:
             model.started_from = _encoder_origin(arguments["encoder_weights"])
         return model
-    record, state, origin = _load(architecture, weights, progress)
+    if not isinstance(weights, Checkpoint):
+        weights = read_checkpoint(architecture, weights, access=Access(progress=progress))
+    record, state = weights.record, weights.state
     more = {name: value for name, value in cls.implied(state).items() if arguments.get(name) is None}
     if "encoder_weights" in arguments:
         more["encoder_weights"] = None  # a whole checkpoint brings its backbone: none is fetched first
     state = cls.convert(state)
     published = record.num_classes if record else _classes_in(state, cls)
-    model = make(published if num_classes is None else num_classes, **more)
-    fitted = adapt_state_dict(
-        state, model.state_dict(), heads=cls.heads, stem=model.stems(), optional=cls.optional, origin=origin
-    )
-    model.load_state_dict(fitted)
+    classes = published if num_classes is None else num_classes
+    own_encoder = isinstance(arguments.get("encoder"), nn.Module)
+    exact = None if own_encoder else _made_of(state, lambda: make(classes, **more))
+    model = exact or make(classes, **more)
+    if exact is None:
+        fitted = adapt_state_dict(
+            state, model.state_dict(), heads=cls.heads, stem=model.stems(), optional=cls.optional, origin=weights.origin
+        )
+        model.load_state_dict(fitted)
     model.implied_arguments = more
-    model.started_from = origin_of(weights, record)
+    model.started_from = origin_of(weights)
     if record is not None:
         model.weights = record
         model.preprocessing = record.preprocessing.for_channels(in_channels)
         model.threshold = record.threshold
         model.classes = (record.classes or None) if model.num_classes == record.num_classes else None
-    if isinstance(weights, Checkpoint):
-        model.take_over(weights)
+    if weights.saved is not None:
+        model.take_over(weights.saved)
     return model
+
+
+def _made_of(state: StateDict, make: Callable[[], Model]) -> Model | None:
+    """A model whose parameters are the checkpoint's own tensors, where those fit exactly; else None.
+
+    Nothing is initialised only to be overwritten, and nothing is copied.
+    """
+    try:
+        with torch.device("meta"):
+            model = make()
+    except (RuntimeError, NotImplementedError):  # it computes something as it is made, which needs values
+        return None
+    target = model.state_dict()
+    fits = {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in target.items()}
+    if not fits or not all(value.is_meta for value in target.values()) or _has_other_tensors(model):
+        return None
+    places: set[int] = set()
+    own: StateDict = {}
+    for key, value in state.items():
+        value = value.to(target[key].dtype).contiguous()
+        shared = value.data_ptr() in places or value.untyped_storage().nbytes() != value.nbytes
+        own[key] = value.clone() if shared and value.numel() else value
+        places.add(value.data_ptr())
+    model.load_state_dict(own, assign=True)
+    return model
+
+
+def _has_other_tensors(model: nn.Module) -> bool:
+    """Whether there are tensors that a state dict does not bring: anchors, tables of positions."""
+    persistent = model.state_dict().keys()
+    if any(name not in persistent for name, _ in model.named_buffers()):
+        return True
+    slots = ("_parameters", "_buffers", "_modules")
+    return any(_holds_tensor(v) for m in model.modules() for name, v in vars(m).items() if name not in slots)
+
+
+def _holds_tensor(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and any(map(_holds_tensor, value)))
 
 
 def _encoder_origin(weights: str | os.PathLike[str]) -> str:
     if weights == "imagenet":
         return "its encoder's ImageNet weights (pictures for research only)"
     return f"its encoder's weights in {Path(weights).name}, whose training data are not recorded"
-
-
-def _load(
-    architecture: str, weights: str | os.PathLike[str] | Checkpoint, progress: bool
-) -> tuple[Weights | None, StateDict, str]:
-    """The record, if there is one, the state dict in our keys, and what to call it in messages."""
-    if isinstance(weights, Checkpoint):
-        return weights.record, weights.state, weights.origin
-    if not isinstance(weights, (str, os.PathLike)):
-        raise TypeError(f"weights is a tag, a path or None, got {type(weights).__name__}")
-    text = os.fspath(weights)
-    records = [get_weights(name) for name in list_weights(architecture)]
-    known = {record.tag: record for record in records} | {record.name: record for record in records}
-    if text in known:
-        record = known[text]
-        return record, read_state_dict(fetch(record, progress=progress)), record.name
-    if (Path(text) / CONFIG).is_file():
-        raise ValueError(f"{text} is a folder: weights={LOCAL_DIR + text!r} loads the model in it")
-    if not isinstance(weights, str) or len(Path(text).parts) > 1 or Path(text).suffix.lower() in SUFFIXES:
-        return None, read_state_dict(text), text
-    raise unknown_name(f"weights for {architecture}", text, known)
 
 
 def _classes_in(state: StateDict, cls: type[SegmentationModel]) -> int:

@@ -206,8 +206,8 @@ def deeplabv3_resnet50(
     """DeepLabV3 on ResNet-50, by default with torchvision's weights: COCO pictures, Pascal VOC's 21 classes.
 
     Args:
-        weights: ``"coco_voc"``, ``"local-dir:PATH"``, a path (torchvision's own files load as they are), or None:
-            random initialisation.
+        weights: ``"coco_voc"``, ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path (torchvision's own files
+            load as they are), or None: random initialisation.
         num_classes: None means the checkpoint's, or 21. Another number starts the heads' last layers afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.
@@ -342,9 +342,9 @@ def deeplabv3plus(
     Args:
         encoder: A timm name, ``"mit_b0"`` … (with ``output_stride=32``), or a ``segzoo.encoders.Encoder``.
         encoder_weights: ``"imagenet"`` (timm's, downloaded on first use), a path, or None: random initialisation.
-        weights: ``"local-dir:PATH"``, a path, or None. A state dict of segmentation_models_pytorch's ``DeepLabV3Plus``
-            is converted, and what it does otherwise (``rates``, ``align_corners``, ``dilate_first``) is done likewise
-            unless given.
+        weights: ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path, or None. A state dict of
+            segmentation_models_pytorch's ``DeepLabV3Plus`` is converted, and what it does otherwise (``rates``,
+            ``align_corners``, ``dilate_first``) is done likewise unless given.
         num_classes: None means the checkpoint's, or 21.
         in_channels: Input channels.
         norm: See ``segzoo.layers.get_norm``.

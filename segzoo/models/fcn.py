@@ -278,8 +278,8 @@ def fcn_resnet50(
     """FCN on a dilated ResNet-50, by default with torchvision's weights: COCO pictures, Pascal VOC's 21 classes.
 
     Args:
-        weights: ``"coco_voc"``, ``"local-dir:PATH"``, a path (torchvision's own files load as they are), or None:
-            random initialisation.
+        weights: ``"coco_voc"``, ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path (torchvision's own files
+            load as they are), or None: random initialisation.
         num_classes: None means the checkpoint's, or 21. Another number starts the heads' last layers afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.
@@ -369,7 +369,7 @@ def fcn8s(
     Args:
         encoder: ``"vgg16"`` or another of timm's VGGs.
         encoder_weights: ``"imagenet"`` (timm's, downloaded on first use), a path, or None: random initialisation.
-        weights: ``"local-dir:PATH"``, a path, or None.
+        weights: ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path, or None.
         num_classes: None means the checkpoint's, or 21.
         in_channels: Input channels.
         norm: None, as VGG-16 has none; any other takes VGG's variant with norms.

@@ -151,8 +151,8 @@ def fpn(
     Args:
         encoder: A timm name, ``"mit_b0"`` …, or a ``segzoo.encoders.Encoder``.
         encoder_weights: ``"imagenet"`` (timm's, downloaded on first use), a path, or None: random initialisation.
-        weights: ``"local-dir:PATH"``, a path, or None. A state dict of segmentation_models_pytorch's ``FPN`` is
-            converted.
+        weights: ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path, or None. A state dict of
+            segmentation_models_pytorch's ``FPN`` is converted.
         num_classes: None means the checkpoint's, or 21.
         in_channels: Input channels.
         norm: Of the encoder, and of the decoder unless ``decoder_norm`` says otherwise.

@@ -97,11 +97,11 @@ def isnet(
     """IS-Net (44,032,390 parameters), by default with the official weights for general use.
 
     Those are 179 MB, downloaded on first use. Their batch norms are folded: good to predict with as they are; to train
-    further, ``segzoo.weights.calibrate.calibrate`` first. Their record names the terms of their training data.
+    further, ``segzoo.weights.recalibrate`` first. Their record names the terms of their training data.
 
     Args:
-        weights: ``"general"``, ``"local-dir:PATH"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None:
-            random initialisation.
+        weights: ``"general"``, ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path to a ``.safetensors``,
+            ``.pth`` or ``.onnx`` file, or None: random initialisation.
         num_classes: None means the checkpoint's, or 1. Another number starts the heads afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.

@@ -130,8 +130,8 @@ def lraspp_mobilenet_v3_large(
     """LR-ASPP on MobileNetV3-Large, by default with torchvision's weights: COCO pictures, Pascal VOC's 21 classes.
 
     Args:
-        weights: ``"coco_voc"``, ``"local-dir:PATH"``, a path (torchvision's own files load as they are), or None:
-            random initialisation.
+        weights: ``"coco_voc"``, ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path (torchvision's own files
+            load as they are), or None: random initialisation.
         num_classes: None means the checkpoint's, or 21. Another number starts the heads' last layers afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.

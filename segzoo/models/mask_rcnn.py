@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, cast
 from segzoo.layers.norm import Norm
 from segzoo.models.base import build_model
 from segzoo.registry import register_model
-from segzoo.weights.catalog import get_weights, list_weights
 
 if TYPE_CHECKING:
     from segzoo.models._detection import MaskRCNN
@@ -34,8 +33,8 @@ def mask_rcnn_resnet50_fpn(
     """torchvision's Mask R-CNN on ResNet-50, by default with its weights of COCO.
 
     Args:
-        weights: ``"coco"``, ``"local-dir:PATH"``, a path (torchvision's own files load as they are), or None: random
-            initialisation.
+        weights: ``"coco"``, ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path (torchvision's own files
+            load as they are), or None: random initialisation.
         num_classes: With the background, as torchvision counts. None means the checkpoint's, or 91.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Of the ResNet. ``"frozen_batch"``, as detectors see few pictures at a time; another drops the statistics.
@@ -63,9 +62,6 @@ def mask_rcnn_resnet50_fpn(
     """
     from segzoo.models._detection import MaskRCNN
 
-    published = [get_weights(name) for name in list_weights("mask_rcnn_resnet50_fpn")]
-    if norm_eps is None and weights in [text for record in published for text in (record.tag, record.name)]:
-        norm_eps = 0.0
     model = build_model(
         cast(Any, MaskRCNN),
         "mask_rcnn_resnet50_fpn",

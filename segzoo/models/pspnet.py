@@ -154,9 +154,9 @@ def pspnet(
     Args:
         encoder: A timm name, ``"mit_b0"`` … (with ``output_stride=32``), or a ``segzoo.encoders.Encoder``.
         encoder_weights: ``"imagenet"`` (timm's, downloaded on first use), a path, or None: random initialisation.
-        weights: ``"local-dir:PATH"``, a path, or None. A state dict of segmentation_models_pytorch's ``PSPNet`` is
-            converted, and what it does otherwise (a shallow encoder, no dilation, kernel sizes, ``align_corners``) is
-            done likewise unless given.
+        weights: ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path, or None. A state dict of
+            segmentation_models_pytorch's ``PSPNet`` is converted, and what it does otherwise (a shallow encoder, no
+            dilation, kernel sizes, ``align_corners``) is done likewise unless given.
         num_classes: None means the checkpoint's, or 21.
         in_channels: Input channels.
         norm: See ``segzoo.layers.get_norm``.

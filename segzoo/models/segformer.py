@@ -152,16 +152,17 @@ def segformer(
 
     Random, because none of the published ones is open: the encoders that NVIDIA trained on ImageNet and the models it
     trained on ADE20K and Cityscapes are under the NVIDIA Source Code License, **for non-commercial use only**. Where
-    that suits you, ``encoder_weights="imagenet"`` fetches the former from the Hugging Face Hub, and ``weights=`` takes
-    a file of the latter.
+    that suits you, ``encoder_weights="imagenet"`` fetches the former from the Hugging Face Hub, and
+    ``weights="b0_ade20k"`` … ``"b5_cityscapes"`` the latter, with their encoder.
 
     Args:
         encoder: ``"mit_b0"`` (3.7 million parameters with its decoder) … ``"mit_b5"`` (84.6 million), or any
             ``segzoo.encoders.Encoder``.
         encoder_weights: With ``weights=None``: ``"imagenet"`` (non-commercial, see above), the path of a checkpoint
             whose Mix Transformer is taken (NVIDIA's, transformers' or ours, with or without a head), or None.
-        weights: ``"local-dir:PATH"``, the path of a whole SegFormer of that encoder, in NVIDIA's, transformers' or our
-            keys, or None.
+        weights: ``"b0_ade20k"`` … (``segzoo.list_weights("segformer")``; non-commercial, see above),
+            ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, the path of a whole SegFormer of that encoder, in
+            NVIDIA's, transformers' or our keys, or None.
         num_classes: None means the checkpoint's, or 21. Another number starts the classifier afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Of the decoder. Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.

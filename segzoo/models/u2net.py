@@ -188,11 +188,12 @@ def u2net_full(
     """U²-Net (43,995,469 parameters), by default with the official weights trained on DUTS.
 
     Those are 176 MB, downloaded on first use. Their batch norms are folded: good to predict with as they are; to train
-    further, ``segzoo.weights.calibrate.calibrate`` first.
+    further, ``segzoo.weights.recalibrate`` first.
 
     Args:
-        weights: ``"duts"``, ``"local-dir:PATH"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None:
-            random initialisation.
+        weights: ``"duts"``, ``"human"`` (people, trained on Supervisely Person), ``"hf-hub:org/repo[@revision]"``,
+            ``"local-dir:PATH"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None: random
+            initialisation.
         num_classes: None means the checkpoint's, or 1. Another number starts the heads afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.
@@ -233,8 +234,8 @@ def u2net_lite(
     """U²-Net† (1,128,333 parameters), by default with the official weights trained on DUTS, which are in the package.
 
     Args:
-        weights: ``"duts"``, ``"local-dir:PATH"``, a path to a ``.safetensors``, ``.pth`` or ``.onnx`` file, or None:
-            random initialisation.
+        weights: ``"duts"``, ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path to a ``.safetensors``,
+            ``.pth`` or ``.onnx`` file, or None: random initialisation.
         num_classes: None means the checkpoint's, or 1. Another number starts the heads afresh.
         in_channels: Another number than 3 adapts the first convolution.
         norm: Another than ``"batch"`` keeps γ and β, drops the statistics, and warns.

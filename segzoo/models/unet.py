@@ -265,8 +265,8 @@ def unet(
             ``segzoo.layers.LateFusion`` of several included.
         encoder_weights: ``"imagenet"`` (timm's, downloaded on first use), a path, or None: random initialisation.
             There are none for the 2015 network, which always starts afresh.
-        weights: ``"local-dir:PATH"``, a path, or None. A state dict of segmentation_models_pytorch's ``Unet`` is
-            converted.
+        weights: ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path, or None. A state dict of
+            segmentation_models_pytorch's ``Unet`` is converted.
         num_classes: None means the checkpoint's, or 21.
         in_channels: Input channels.
         norm: Of encoder and decoder. None, for the 2015 network, is the paper's: it had no norm.

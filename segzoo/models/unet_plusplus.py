@@ -143,8 +143,8 @@ def unet_plusplus(
     Args:
         encoder: A timm name, or a ``segzoo.encoders.Encoder``.
         encoder_weights: ``"imagenet"`` (timm's, downloaded on first use), a path, or None: random initialisation.
-        weights: ``"local-dir:PATH"``, a path, or None. A state dict of segmentation_models_pytorch's ``UnetPlusPlus``
-            is converted.
+        weights: ``"hf-hub:org/repo[@revision]"``, ``"local-dir:PATH"``, a path, or None. A state dict of
+            segmentation_models_pytorch's ``UnetPlusPlus`` is converted.
         num_classes: None means the checkpoint's, or 21.
         in_channels: Input channels.
         norm: Of encoder and decoder.

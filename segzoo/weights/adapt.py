@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segzoo._errors import some_of
 
-__all__ = ["adapt_state_dict", "adapt_stem"]
+__all__ = ["adapt_state_dict", "adapt_stem", "refuse_misfits"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def adapt_state_dict(
             notes.append(f"{given} input channels: {key} was adapted to {wanted}")
     other_norm = _adapt_norms(adapted, target)
 
-    _refuse_misfits(adapted, target, origin)
+    refuse_misfits(adapted, target, origin)
     for note in notes:
         logger.warning("%s has %s", origin, note)
     if other_norm:
@@ -149,7 +149,8 @@ def _replace(adapted: dict[str, Tensor], target: Mapping[str, Tensor], norm: str
             adapted[key] = target[key]
 
 
-def _refuse_misfits(adapted: Mapping[str, Tensor], target: Mapping[str, Tensor], origin: str) -> None:
+def refuse_misfits(adapted: Mapping[str, Tensor], target: Mapping[str, Tensor], origin: str) -> None:
+    """Raise ValueError where keys or shapes differ; it lists them."""
     missing = [key for key in target if key not in adapted]
     unexpected = [key for key in adapted if key not in target]
     shapes = [

@@ -55,13 +55,14 @@ def check_license(license: str, license_name: str | None = None) -> str:
     return str(known)
 
 
-def model_card(saved: SavedModel, *, task: str, parameters: int) -> str:
+def model_card(saved: SavedModel, *, task: str, parameters: int, repo: str | None = None) -> str:
     """The README.md of a saved model: YAML for the Hub, then what people want to know.
 
     Args:
         saved: The model.
         task: ``"salient"``, ``"semantic"`` or ``"instance"``.
         parameters: How many it has.
+        repo: ``"org/repo"``, where it is on the Hugging Face Hub; None: in a folder.
 
     Examples:
         >>> from segzoo.weights import Preprocessing
@@ -85,7 +86,7 @@ def model_card(saved: SavedModel, *, task: str, parameters: int) -> str:
     ]
     sections = [
         f"# {saved.name}\n\n{about}\n\n{_table(('', ''), facts)}",
-        _use(saved, task),
+        _use(saved, task, repo),
         f"## Training data\n\n{_table(('data', 'licence'), saved.training_data.items())}\n\n{_start(saved)}",
         f"## Preprocessing\n\n{_preprocessing(saved)}",
         f"## Metrics\n\n{_metrics(saved)}",
@@ -147,17 +148,18 @@ def _table(head: tuple[str, str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def _use(saved: SavedModel, task: str) -> str:
+def _use(saved: SavedModel, task: str, repo: str | None) -> str:
+    place = f"hf-hub:{repo}" if repo else "local-dir:PATH"
     one = task == "salient" and saved.num_classes == 1
     call = 'cutout().save("cutout.png")' if one else 'overlay().save("overlay.png")'
     command = "segzoo cutout photo.jpg cutout.png" if one else "segzoo predict photo.jpg overlay.png --kind overlay"
     return (
-        "## Use\n\nWith `pip install segzoo` and this folder on your machine:\n\n"
+        f"## Use\n\nWith `pip install segzoo`{'' if repo else ' and this folder on your machine'}:\n\n"
         "```python\nimport segzoo\n\n"
-        'predictor = segzoo.Predictor("local-dir:PATH")  # of this folder\n'
+        f'predictor = segzoo.Predictor("{place}"){"" if repo else "  # of this folder"}\n'
         f'predictor("photo.jpg").{call}\n```\n\n'
-        f"or `{command} --model local-dir:PATH`. To train on: "
-        '`model = segzoo.create_model("local-dir:PATH")`, with another `num_classes`, `in_channels` or `norm` where '
+        f"or `{command} --model {place}`. To train on: "
+        f'`model = segzoo.create_model("{place}")`, with another `num_classes`, `in_channels` or `norm` where '
         "you need one."
     )
 

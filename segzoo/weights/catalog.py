@@ -4,187 +4,26 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from segzoo._errors import unknown_name
+from segzoo.weights.class_names import ADE20K, CITYSCAPES, COCO, SALIENT, VOC
+from segzoo.weights.record import Preprocessing, Source, Weights
 
 __all__ = ["Preprocessing", "Source", "Weights", "get_weights", "list_weights"]
 
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a picture goes through before a model sees it.
-
-    The picture (8 bit) is resized, divided by ``scale``, and normalised per channel: (x − mean) / std.
-
-    Args:
-        size: Height and width in pixels that the picture is resized to; or one int: its shorter side; or None to keep
-            its own size.
-        interpolation: ``"bilinear"`` (with anti-aliasing when the picture shrinks).
-        scale: ``"255"``, or ``"max"``: the picture's own largest value, over all its channels (1 if it is all black).
-        mean: Per channel, subtracted after scaling.
-        std: Per channel.
-    """
-
-    size: tuple[int, int] | int | None = (320, 320)
-    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    scale: Literal["255", "max"] = "255"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def size_for(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The height and width that a picture of ``size`` (height, width) is resized to.
-
-        Examples:
-            >>> Preprocessing(size=520).size_for((1040, 2081))
-            (520, 1040)
-        """
-        if self.size is None:
-            return size
-        if isinstance(self.size, int):
-            shorter = min(size)
-            height, width = (self.size * side // shorter for side in size)
-            return height, width
-        return self.size
-
-    def for_channels(self, channels: int) -> Preprocessing:
-        """The same for another number of channels: further ones, or all of fewer, get the average mean and std.
-
-        Examples:
-            >>> Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)).for_channels(1).mean
-            (0.5,)
-        """
-        if channels == len(self.mean):
-            return self
-        mean, std = (self._extended(values, channels) for values in (self.mean, self.std))
-        return replace(self, mean=mean, std=std)
-
-    @staticmethod
-    def _extended(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-        average = (round(sum(values) / len(values), 6),)
-        more = channels - len(values)
-        return values + average * more if more > 0 else average * channels
-
-
-@dataclass(frozen=True)
-class Source:
-    """One place a checkpoint's file is at.
-
-    Args:
-        kind: ``"bundled"`` (a file inside the package) or ``"url"`` (its publisher's).
-        location: The file's name, or the whole URL.
-        sha256: Of that very file: 64 hex digits, or the first 8 where its publisher gives no more (torchvision).
-    """
-
-    kind: Literal["bundled", "url"]
-    location: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The record of one published checkpoint.
-
-    Args:
-        name: ``"architecture.tag"``.
-        num_classes: Output channels.
-        in_channels: Input channels.
-        classes: Their names; one class is the foreground.
-        sources: Where the file is, tried in this order; each with its sha256.
-        license: Of the weights, as an SPDX name.
-        source: Who published them, where.
-        training_data: With its licence.
-        paper: Where the model and its figures were published.
-        preprocessing: What a picture goes through before.
-        protocol: What the published evaluation adds to a plain prediction, in words.
-        min_max: Whether that includes stretching every prediction to 0…1.
-        threshold: Probability above which a pixel is foreground in a mask.
-        calibration: Of checkpoints whose batch norms had been folded into the convolutions: which pictures the
-            statistics were measured on again; None where they were not. Empty where the norms are the publisher's own.
-        precision_ok: Precisions in which the metrics were checked to hold, here.
-        metrics: {data set: {metric: value}}, measured with this project's own code by the protocol.
-        published_metrics: The same as its publishers give them.
-
-    Examples:
-        >>> get_weights("u2net_lite.duts").license
-        'Apache-2.0'
-    """
-
-    name: str
-    num_classes: int
-    in_channels: int
-    classes: tuple[str, ...]
-    sources: tuple[Source, ...]
-    license: str
-    source: str
-    training_data: str
-    paper: str
-    preprocessing: Preprocessing
-    protocol: str
-    min_max: bool = False
-    threshold: float = 0.5
-    calibration: str | None = ""
-    precision_ok: tuple[str, ...] = ()
-    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    published_metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("metrics", "published_metrics"):
-            tables = {data_set: MappingProxyType(dict(v)) for data_set, v in getattr(self, name).items()}
-            object.__setattr__(self, name, MappingProxyType(tables))
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.sources))
-
-    def __reduce__(self) -> tuple[Any, ...]:  # read-only mappings cannot be pickled or copied as they are
-        return _rebuild, (self._plain(),)
-
-    def _plain(self) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name in ("metrics", "published_metrics"):
-            values[name] = {data_set: dict(v) for data_set, v in values[name].items()}
-        return values
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record as plain dictionaries, for ``json.dumps``.
-
-        Examples:
-            >>> get_weights("u2net_lite.duts").to_dict()["preprocessing"]["size"]
-            (320, 320)
-        """
-        values = self._plain()
-        values["preprocessing"] = asdict(self.preprocessing)
-        values["sources"] = [asdict(source) for source in self.sources]
-        return values
-
-    @property
-    def architecture(self) -> str:
-        """The factory's name: ``"u2net_lite"``."""
-        return self.name.partition(".")[0]
-
-    @property
-    def tag(self) -> str:
-        """What ``weights=`` takes: ``"duts"``."""
-        return self.name.partition(".")[2]
-
-    @property
-    def sha256(self) -> str:
-        """Of the first source's file."""
-        return self.sources[0].sha256
-
-
-def _rebuild(values: dict[str, Any]) -> Weights:
-    return Weights(**values)
-
-
-_SALIENT = ("foreground",)
 _U2NET_PAPER = (
     "Qin et al., U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection, 2020, arXiv:2005.09007"
 )
-_DUTS = "DUTS-TR (10,553 pictures; Wang et al. 2017; published for research, pictures from ImageNet)"
-_REMBG = "https://github.com/danielgatis/rembg/releases/download/v0.0.0/"
+_DUTS = "DUTS-TR (10,553 pictures; Wang et al. 2017)"
+_DUTS_LICENSE = "DUTS: free for academic research, its pictures are ImageNet's: non-commercial research and education"
+_IMAGENET_LICENSE = "ImageNet-1k: non-commercial research and education"
+_COCO_LICENSE = f"COCO: annotations CC BY 4.0, pictures under Flickr's terms; {_IMAGENET_LICENSE}"
+_ADE20K_LICENSE = (
+    "ADE20K: pictures for non-commercial research and education, annotations BSD-3-Clause; " + _IMAGENET_LICENSE
+)
+_CITYSCAPES_LICENSE = "Cityscapes: non-commercial, by its terms of use; " + _IMAGENET_LICENSE
 _U2NET_PROTOCOL = (
     "U²-Net's own evaluation: min-max of each 320×320 prediction, 8 bit, bilinear back to the picture's size; "
     "max F (β² = 0.3) is the maximum of F over the data set's mean precision and recall curves"
@@ -194,47 +33,115 @@ _ISNET_PROTOCOL = (
     "IS-Net's own inference: the picture squashed to 1024×1024 (bilinear without anti-aliasing, cut to 8 bit), the "
     "map bilinear back to the picture's size, then min-max"
 )
+SEMANTIC_PREPROCESSING = Preprocessing(size=None)
+U2NET_PREPROCESSING = Preprocessing(scale="max")
+# By 255, as the authors' code divides in training, evaluation and inference; rembg divides by the picture's largest
+# value, as for U²-Net, which shows the network dark pictures brighter than it has learnt them.
+ISNET_PREPROCESSING = Preprocessing(size=(1024, 1024), mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
 
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(", "))
-
-
-_VOC = _names(
-    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, "
-    "motorbike, person, potted plant, sheep, sofa, train, tv monitor"
-)
-# Names of categories that COCO's annotations leave out keep their numbers.
-_COCO = _names(
-    "background, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire "
-    "hydrant, N/A, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, "
-    "giraffe, N/A, backpack, umbrella, N/A, N/A, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, "
-    "kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, N/A, wine glass, cup, "
-    "fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
-    "chair, couch, potted plant, bed, N/A, dining table, N/A, N/A, toilet, N/A, tv, laptop, mouse, remote, "
-    "keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, N/A, book, clock, vase, scissors, teddy "
-    "bear, hair drier, toothbrush"
-)
 _TORCHVISION = (
     "torchvision, {}, https://github.com/pytorch/vision; it publishes 8 digits of the sha256, and no licence of the "
     "weights apart from its code's"
 )
+_FCN = "Long et al., Fully Convolutional Networks for Semantic Segmentation, 2015, arXiv:1411.4038"
+_DEEPLAB = "Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation, 2017, arXiv:1706.05587"
+_MOBILENET = "Howard et al., Searching for MobileNetV3, 2019, arXiv:1905.02244"
+_SEGFORMER = (
+    "Xie et al., SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers, 2021, "
+    "arXiv:2105.15203"
+)
 
 
-def _torchvision(architecture: str, file: str, sha256: str, miou: float, pixel_accuracy: float, paper: str) -> Weights:
+def _rembg(file: str, size: int, md5: str, sha256: str, *more: tuple[str, str]) -> tuple[Source, ...]:
+    """The places of one of rembg's files: on the Hub, then in its release. The digests are the same everywhere."""
+    known: dict[str, Any] = {"md5": md5, "sha256": sha256, "size": size}
+    hub = (("tomjackson2023/rembg", "cd3a3d6767a7859efea31ef0f2f373582cf06d82"), *more)
+    return (
+        *(Source("hub", file, repo=repo, revision=revision, **known) for repo, revision in hub),
+        Source("url", f"https://github.com/danielgatis/rembg/releases/download/v0.0.0/{file}", **known),
+    )
+
+
+def _u2net(tag: str, file: tuple[Source, ...], source: str, **fields: Any) -> Weights:
+    """One of U²-Net's checkpoints in the format of rembg."""
+    common: dict[str, Any] = {
+        "num_classes": 1,
+        "in_channels": 3,
+        "classes": SALIENT,
+        "license": "Apache-2.0",
+        "source": f"X. Qin et al., {source}, https://github.com/xuebinqin/U-2-Net, as rembg's ONNX file",
+        "training_data": _DUTS,
+        "data_license": _DUTS_LICENSE,
+        "code_license": "Apache-2.0",
+        "commercial": True,
+        "paper": _U2NET_PAPER,
+        "preprocessing": U2NET_PREPROCESSING,
+        "protocol": _U2NET_PROTOCOL,
+        "min_max": True,
+        "calibration": None,
+    }
+    return Weights(name=tag, sources=file, **{**common, **fields})
+
+
+def _segformer(
+    tag: str,
+    repo: str,
+    miou: float,
+    *,
+    revision: str | None = None,
+    file: str = "pytorch_model.bin",
+    sha256: str | None = None,
+    size: int | None = None,
+) -> Weights:
+    """One of NVIDIA's SegFormers on the Hub: at a commit where one is known to hold it, else wherever ``main`` is."""
+    variant, _, data = tag.partition("_")
+    ade20k = data == "ade20k"
+    shorter = 1024 if not ade20k else 640 if variant == "b5" else 512
+    places = dict.fromkeys((revision, None))
+    return Weights(
+        name=f"segformer.{tag}",
+        num_classes=150 if ade20k else 19,
+        in_channels=3,
+        classes=ADE20K if ade20k else CITYSCAPES,
+        sources=tuple(
+            Source("hub", file, sha256, size=size, repo=f"nvidia/segformer-{variant}-finetuned-{repo}", revision=place)
+            for place in places
+        ),
+        license="NVIDIA Source Code License for SegFormer: research and evaluation only, non-commercial",
+        source="NVIDIA, https://github.com/NVlabs/SegFormer, in transformers' keys on the Hugging Face Hub",
+        training_data=f"{'ADE20K' if ade20k else 'Cityscapes'}; encoder from ImageNet-1k",
+        data_license=_ADE20K_LICENSE if ade20k else _CITYSCAPES_LICENSE,
+        code_license="NVIDIA Source Code License for SegFormer",
+        commercial=False,
+        paper=_SEGFORMER,
+        preprocessing=Preprocessing(size=shorter),
+        protocol=(
+            f"the paper's: shorter side {shorter}, sides rounded up to multiples of 32, one scale"
+            if ade20k
+            else "the paper's: whole pictures of 1024×2048 in windows of 1024 every 768 pixels, one scale"
+        ),
+        arguments={"encoder": f"mit_{variant}"},
+        published_metrics={"ADE20K val" if ade20k else "Cityscapes val": {"miou": miou}},
+    )
+
+
+def _torchvision(
+    architecture: str, file: str, sha256: str, size: int | None, miou: float, pixel_accuracy: float, paper: str
+) -> Weights:
     """One of torchvision's segmentation checkpoints; they differ in little."""
+    url = f"https://download.pytorch.org/models/{file}-{sha256}.pth"
     return Weights(
         name=f"{architecture}.coco_voc",
         num_classes=21,
         in_channels=3,
-        classes=_VOC,
-        sources=(Source("url", f"https://download.pytorch.org/models/{file}-{sha256}.pth", sha256),),
+        classes=VOC,
+        sources=(Source("url", url, sha256, size=size),),
         license="BSD-3-Clause",
         source=_TORCHVISION.format("COCO_WITH_VOC_LABELS_V1"),
-        training_data=(
-            "pictures of COCO train2017 with classes of Pascal VOC (annotations CC BY 4.0, pictures under Flickr's "
-            "terms); backbone from ImageNet-1k (research only)"
-        ),
+        training_data="pictures of COCO train2017 with classes of Pascal VOC; backbone from ImageNet-1k",
+        data_license=_COCO_LICENSE,
+        code_license="BSD-3-Clause",
+        commercial=None,
         paper=paper,
         preprocessing=Preprocessing(size=520),
         protocol="torchvision's references: shorter side 520, COCO val2017 with Pascal VOC's labels, mean IoU",
@@ -242,89 +149,76 @@ def _torchvision(architecture: str, file: str, sha256: str, miou: float, pixel_a
     )
 
 
-_FCN = "Long et al., Fully Convolutional Networks for Semantic Segmentation, 2015, arXiv:1411.4038"
-_DEEPLAB = "Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation, 2017, arXiv:1706.05587"
-_MOBILENET = "Howard et al., Searching for MobileNetV3, 2019, arXiv:1905.02244"
-
-SEMANTIC_PREPROCESSING = Preprocessing(size=None)
-U2NET_PREPROCESSING = Preprocessing(scale="max")
-# By 255, as the authors' code divides in training, evaluation and inference; rembg divides by the picture's largest
-# value, as for U²-Net, which shows the network dark pictures brighter than it has learnt them.
-ISNET_PREPROCESSING = Preprocessing(size=(1024, 1024), mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
-
 _RECORDS = (
-    Weights(
-        name="u2net_lite.duts",
-        num_classes=1,
-        in_channels=3,
-        classes=_SALIENT,
-        sources=(
+    _u2net(
+        "u2net_lite.duts",
+        (
             Source(
                 "bundled",
                 "u2net_lite.duts.safetensors",
-                sha256="273639a5008fbad0f55e2fb1944ad8b043ccba6ed4cf3ccdbeff24127c460f27",
+                "273639a5008fbad0f55e2fb1944ad8b043ccba6ed4cf3ccdbeff24127c460f27",
+                size=4612444,
             ),
-            Source(
-                "url",
-                _REMBG + "u2netp.onnx",
-                sha256="309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
+            *_rembg(
+                "u2netp.onnx",
+                4574861,
+                "8e83ca70e441ab06c318d82300c84806",
+                "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
             ),
         ),
-        license="Apache-2.0",
-        source="X. Qin et al., U²-Netp (U²-Net†), https://github.com/xuebinqin/U-2-Net, from rembg's ONNX file",
-        training_data=_DUTS,
-        paper=_U2NET_PAPER,
-        preprocessing=U2NET_PREPROCESSING,
-        protocol=_U2NET_PROTOCOL,
-        min_max=True,
+        "U²-Netp (U²-Net†)",
         precision_ok=("fp32",),
         calibration="ECSSD 0001 to 0797, every fourth picture (200), at 320×320: means and variances only",
         metrics={"ECSSD": {"max_f": 0.9430, "mae": 0.0412, "weighted_f": 0.8847, "s_measure": 0.9175}},
         published_metrics={"ECSSD": {"max_f": 0.943, "mae": 0.041, "weighted_f": 0.885, "s_measure": 0.918}},
     ),
-    Weights(
-        name="u2net_full.duts",
-        num_classes=1,
-        in_channels=3,
-        classes=_SALIENT,
-        sources=(
-            Source(
-                "url",
-                _REMBG + "u2net.onnx",
-                sha256="8d10d2f3bb75ae3b6d527c77944fc5e7dcd94b29809d47a739a7a728a912b491",
-            ),
+    _u2net(
+        "u2net_full.duts",
+        _rembg(
+            "u2net.onnx",
+            175997641,
+            "60024c5c889badc19c04ad937298a77b",
+            "8d10d2f3bb75ae3b6d527c77944fc5e7dcd94b29809d47a739a7a728a912b491",
+            ("Topurrra/u2net_onnx", "065dc383e4d551f458a30118b7d1570af4d868db"),
         ),
-        license="Apache-2.0",
-        source="X. Qin et al., U²-Net, https://github.com/xuebinqin/U-2-Net, as rembg's ONNX file",
-        training_data=_DUTS,
-        paper=_U2NET_PAPER,
-        preprocessing=U2NET_PREPROCESSING,
-        protocol=_U2NET_PROTOCOL,
-        min_max=True,
-        calibration=None,
+        "U²-Net",
         published_metrics={"ECSSD": {"mae": 0.033}},
+    ),
+    _u2net(
+        "u2net_full.human",
+        _rembg(
+            "u2net_human_seg.onnx",
+            175997641,
+            "c09ddc2e0104f800e3e1bb4652583d1f",
+            "01eb6a29a5c4d8edb30b56adad9bb3a2a0535338e480724a213e0acfd2d1c73c",
+            ("davidfant/rembg-u2net", "82951e32735e4e6cd7bbf3e51279960d1ca3ef56"),
+        ),
+        "U²-Net for people",
+        classes=("person",),
+        training_data="Supervisely Person Dataset (5,711 pictures)",
+        data_license="Supervisely Person: free for academic purposes; no formal licence was found",
+        protocol=f"as published for objects: {_U2NET_PROTOCOL}",
     ),
     Weights(
         name="isnet.general",
         num_classes=1,
         in_channels=3,
-        classes=_SALIENT,
-        sources=(
-            Source(
-                "url",
-                _REMBG + "isnet-general-use.onnx",
-                sha256="60920e99c45464f2ba57bee2ad08c919a52bbf852739e96947fbb4358c0d964a",
-            ),
+        classes=SALIENT,
+        sources=_rembg(
+            "isnet-general-use.onnx",
+            178648008,
+            "fc16ebd8b0c10d971d3513d564d01e29",
+            "60920e99c45464f2ba57bee2ad08c919a52bbf852739e96947fbb4358c0d964a",
         ),
         license="Apache-2.0",
         source=(
             "X. Qin et al., IS-Net for general use, https://github.com/xuebinqin/DIS, as rembg's ONNX file; the "
             "repository's licence names its code and metric, and nothing is said of the weights apart"
         ),
-        training_data=(
-            "DIS5K (5,470 pictures; non-commercial research and education only, by its terms of use); its publisher "
-            "does not say what else these weights were trained on"
-        ),
+        training_data=("DIS5K (5,470 pictures); its publisher does not say what else these weights were trained on"),
+        data_license="DIS5K: non-commercial research and education only, by its terms of use",
+        code_license="Apache-2.0",
+        commercial=None,
         paper="Qin et al., Highly Accurate Dichotomous Image Segmentation, ECCV 2022, arXiv:2203.03041",
         preprocessing=ISNET_PREPROCESSING,
         protocol=_ISNET_PROTOCOL,
@@ -332,31 +226,75 @@ _RECORDS = (
         calibration=None,
         # The paper's figures on DIS5K are of another checkpoint, isnet.pth.
     ),
-    _torchvision("fcn_resnet50", "fcn_resnet50_coco", "1167a1af", 0.605, 0.914, _FCN),
-    _torchvision("fcn_resnet101", "fcn_resnet101_coco", "7ecb50ca", 0.637, 0.919, _FCN),
-    _torchvision("deeplabv3_resnet50", "deeplabv3_resnet50_coco", "cd0a2569", 0.664, 0.924, _DEEPLAB),
-    _torchvision("deeplabv3_resnet101", "deeplabv3_resnet101_coco", "586e9e4e", 0.674, 0.924, _DEEPLAB),
-    _torchvision("deeplabv3_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fc3c493d", 0.603, 0.912, _DEEPLAB),
-    _torchvision("lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "d234d4ea", 0.579, 0.912, _MOBILENET),
+    _torchvision("fcn_resnet50", "fcn_resnet50_coco", "1167a1af", 141567418, 0.605, 0.914, _FCN),
+    _torchvision("fcn_resnet101", "fcn_resnet101_coco", "7ecb50ca", 217800805, 0.637, 0.919, _FCN),
+    _torchvision("deeplabv3_resnet50", "deeplabv3_resnet50_coco", "cd0a2569", 168312152, 0.664, 0.924, _DEEPLAB),
+    _torchvision("deeplabv3_resnet101", "deeplabv3_resnet101_coco", "586e9e4e", 244545539, 0.674, 0.924, _DEEPLAB),
+    _torchvision(
+        "deeplabv3_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fc3c493d", 44356159, 0.603, 0.912, _DEEPLAB
+    ),
+    _torchvision(
+        "lraspp_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "d234d4ea", 13097061, 0.579, 0.912, _MOBILENET
+    ),
     Weights(
         name="mask_rcnn_resnet50_fpn.coco",
         num_classes=91,
         in_channels=3,
-        classes=_COCO,
+        classes=COCO,
         sources=(
-            Source("url", "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "bf2d0c1e"),
+            Source(
+                "url",
+                "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+                "bf2d0c1e",
+                size=178090079,
+            ),
         ),
         license="BSD-3-Clause",
         source=_TORCHVISION.format("COCO_V1"),
-        training_data=(
-            "COCO train2017 (annotations CC BY 4.0, pictures under Flickr's terms); backbone from ImageNet-1k "
-            "(research only)"
-        ),
+        training_data="COCO train2017; backbone from ImageNet-1k",
+        data_license=_COCO_LICENSE,
+        code_license="BSD-3-Clause",
+        commercial=None,
         paper="He et al., Mask R-CNN, 2017, arXiv:1703.06870",
         preprocessing=Preprocessing(size=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         protocol="torchvision's references: COCO val2017, average precision over IoU 0.5 to 0.95",
+        arguments={"norm_eps": 0.0},  # of its frozen norms, as torchvision has it for these weights alone
         published_metrics={"COCO val2017": {"box_map": 0.379, "mask_map": 0.346}},
     ),
+    _segformer(
+        "b0_ade20k",
+        "ade-512-512",
+        0.374,
+        revision="489d5cd81a0b59fab9b7ea758d3548ebe99677da",
+        file="model.safetensors",
+        sha256="6ae39addd01de6b1b8bde2cf677d43a5cd733424b8d186de3f95d1c51fee23f9",
+        size=15036944,
+    ),
+    _segformer("b1_ade20k", "ade-512-512", 0.422),
+    _segformer(
+        "b2_ade20k",
+        "ade-512-512",
+        0.465,
+        revision="de01bae28967510f9ddd496c60a969357195400c",
+        sha256="187ca07bea003a5717c63d04ea90b07f33cd033c0ebf44b4b89fce5070d6c8f3",
+        size=110000905,
+    ),
+    _segformer("b3_ade20k", "ade-512-512", 0.494, revision="a820c29fc1e53723079d94ca0e09a14d2657fae6"),
+    _segformer("b4_ade20k", "ade-512-512", 0.503, revision="35a840011586188284a6feb47b78edc268a7473c"),
+    _segformer("b5_ade20k", "ade-640-640", 0.510, revision="739f5d4692954e4a185eac280dec1ba5a7d52f1d"),
+    _segformer(
+        "b0_cityscapes",
+        "cityscapes-1024-1024",
+        0.762,
+        revision="21b3847fae21ddee674abd31129307b6a1235bd9",
+        sha256="027ed78d8ff9c535df5a66361c92b9673cca3cb923cbeb8c5802385b6b93194c",
+        size=14957601,
+    ),
+    _segformer("b1_cityscapes", "cityscapes-1024-1024", 0.785, revision="ec86afeba68e656629ccf47e0c8d2902f964917b"),
+    _segformer("b2_cityscapes", "cityscapes-1024-1024", 0.810, revision="d633b2072669ca68d8f8e309de9b52bfdbf6bf72"),
+    _segformer("b3_cityscapes", "cityscapes-1024-1024", 0.817),
+    _segformer("b4_cityscapes", "cityscapes-1024-1024", 0.823),
+    _segformer("b5_cityscapes", "cityscapes-1024-1024", 0.824, revision="2c6f153e4c23c229e2fa2b188eb250607e030cd8"),
 )
 
 _CATALOG: Mapping[str, Weights] = MappingProxyType({record.name: record for record in _RECORDS})

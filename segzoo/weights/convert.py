@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +13,33 @@ import torch
 from torch import Tensor
 
 from segzoo._errors import some_of
-from segzoo._files import write_whole
 from segzoo.weights.onnx_reader import read_convolutions
+from segzoo.weights.reading import SUFFIXES, check_weights_file, read_contents
+from segzoo.weights.tensors import read_metadata
+from segzoo.weights.torchvision_keys import mask_rcnn_from_older
+from segzoo.weights.unwrap import Contents, StateDict
+from segzoo.weights.writing import write_state_dict
 
 __all__ = [
+    "ARCHITECTURE",
+    "ARGUMENTS",
+    "SUFFIXES",
+    "StateDict",
     "isnet_from_official",
     "isnet_from_onnx",
+    "read_arguments",
+    "read_raw",
     "read_state_dict",
     "u2net_from_official",
     "u2net_from_onnx",
+    "unified",
     "write_state_dict",
 ]
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE = "segzoo_architecture"  # in a converted file's header: the factory's name
+ARGUMENTS = "segzoo_arguments"  # in a converted file's header: a JSON object
 
 # The stages of U²-Net and of IS-Net with their heights: encoder 1 to 6, then decoder 5 to 1, as they are executed.
 _STAGES = (
@@ -41,11 +58,6 @@ _STAGES = (
 _CONV_PARAMETERS = ("weight", "bias")
 _NORM_PARAMETERS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _BATCH_NORM_EPS = 1e-5
-
-StateDict = dict[str, Tensor]
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
-_WRAPPERS = ("model", "state_dict", "model_state_dict")
 
 
 def _stage_blocks() -> dict[str, str]:
@@ -125,13 +137,17 @@ def _from_official(state: Mapping[str, Tensor], network: _Network) -> StateDict:
         raise ValueError(
             f"not a state dict of the official {network.name}: {len(strange)} unknown keys, {some_of(strange)}"
         )
-    result = {keys[key]: value for key, value in state.items()}
-    for key in [key for key in result if key.endswith(".conv.bias")]:
+    return _folded({keys[key]: value for key, value in state.items()}, f"official {network.name}")
+
+
+def _folded(state: StateDict, origin: str) -> StateDict:
+    """Without the biases that a norm takes away again: they go into its running mean."""
+    for key in [key for key in state if key.endswith(".conv.bias")]:
         running_mean = key.removesuffix("conv.bias") + "bn.running_mean"
-        if running_mean not in result:
-            raise ValueError(f"not a whole state dict of the official {network.name}: {running_mean} is missing")
-        result[running_mean] = result[running_mean] - result.pop(key)
-    return result
+        if running_mean not in state:
+            raise ValueError(f"not a whole state dict of the {origin}: {running_mean} is missing")
+        state[running_mean] = state[running_mean] - state.pop(key)
+    return state
 
 
 def u2net_from_onnx(path: str | os.PathLike[str]) -> StateDict:
@@ -139,7 +155,7 @@ def u2net_from_onnx(path: str | os.PathLike[str]) -> StateDict:
 
     The file's 119 convolutions are the module's, in order of execution. What the folding left, a convolution with a
     bias, becomes a convolution without one and a batch norm whose statistics do nothing (mean 0, variance 1, the
-    weight making up for ε): right in eval mode; ``segzoo.weights.calibrate.calibrate`` makes it fit to train.
+    weight making up for ε): right in eval mode; ``segzoo.weights.recalibrate`` makes it fit to train.
 
     Args:
         path: Such as rembg's ``u2netp.onnx`` and ``u2net.onnx``.
@@ -199,83 +215,72 @@ def norm_that_adds(bias: Tensor, norm: str) -> StateDict:
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """The state dict in a file, in our keys.
+    """The state dict in a file, in our keys. What was taken of a file with more in it is logged.
 
     Args:
         path: A ``.safetensors`` file; a ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` file (loaded with
             ``weights_only=True``: it cannot run code); or the ``.onnx`` file of a U²-Net or an IS-Net. A wrapping
-            ``{"model": …}`` or ``{"state_dict": …}`` is taken off, and so are the prefixes that
-            DistributedDataParallel, torch.compile and Lightning put before every key; the official U²-Net's and
-            IS-Net's keys are converted; other keys stay as they are.
+            ``{"model": …}``, ``{"state_dict": …}`` or the like is taken off (plain weights before averaged ones), and
+            so are the prefixes that DistributedDataParallel, torch.compile and Lightning put before every key, and
+            the buffers of losses beside them. The official U²-Net's and IS-Net's keys are converted; other keys stay
+            as they are.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read as one.
+        ValueError: If it cannot be read as one: what it is in its place, or what its pickle would have called.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weights file {path}")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}")
-    if suffix == ".onnx":
-        return _from_onnx(path, _U2NET, _ISNET)
-    if suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    contents = read_raw(path)
+    for note in contents.notes:
+        logger.info("%s: %s", path, note)
+    return unified(contents.state)
 
-        try:
-            loaded: Any = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file that can be read ({error})") from error
-    else:
-        loaded = _load_pickle(path)
-    state = _unwrap(path, loaded)
+
+def read_raw(path: str | os.PathLike[str]) -> Contents:
+    """The state dict in a file in the keys of whoever saved it, or an ONNX file's in ours.
+
+    Args:
+        path: As ``read_state_dict`` takes it.
+
+    Raises:
+        FileNotFoundError, ValueError: As ``read_state_dict``.
+    """
+    if Path(path).suffix.lower() == ".onnx":
+        return Contents(_from_onnx(check_weights_file(path), _U2NET, _ISNET))
+    return read_contents(path)
+
+
+def unified(state: Mapping[str, Tensor]) -> StateDict:
+    """A state dict whose keys alone say how to convert it, in ours; any other as it is.
+
+    Those are the official U²-Net's and IS-Net's, those of their tutorial implementation with biases before its norms,
+    and torchvision's Mask R-CNN's of before 2022. What else is converted, a model's class converts.
+
+    Examples:
+        >>> list(unified({"rpn.head.conv.bias": torch.zeros(1)}))
+        ['rpn.head.conv.0.0.bias']
+    """
     for network, mark in ((_U2NET, "outconv.weight"), (_ISNET, "conv_in.weight")):
         if {mark, "side1.weight"} <= state.keys():
             return _from_official(state, network)
-    return state
+    if {"encode_modules.0.conv_in.conv.bias", "side_modules.0.weight"} <= state.keys():
+        return _folded(dict(state), "U²-Net")
+    return mask_rcnn_from_older(state)
 
 
-def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str]) -> str:
-    """Write a state dict as safetensors, whole or not at all.
+def read_arguments(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The factory's arguments that a converted file brings along: what its network was built with, but for its sizes.
 
     Args:
-        state: Names to tensors.
-        path: Where to.
-        metadata: Goes into the file's header, beside the format's own.
+        path: A safetensors file; those of others, and files of another kind, have none.
 
-    Returns:
-        The file's sha256, 64 hex digits.
+    Raises:
+        ValueError: If the header's arguments are no JSON object.
     """
-    from safetensors.torch import save
-
-    content = save({key: value.contiguous() for key, value in state.items()}, metadata={"format": "pt", **metadata})
-    with write_whole(path) as file:
-        file.write(content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _load_pickle(path: Path) -> Any:
+    text = read_metadata(path).get(ARGUMENTS, "{}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the broken bytes lead to
-        raise ValueError(
-            f"{path} cannot be loaded as plain tensors ({type(error).__name__}): "
-            "it is no PyTorch file, or holds more than tensors; save model.state_dict(), not the model"
-        ) from error
-
-
-def _unwrap(path: Path, loaded: Any) -> StateDict:
-    for key in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ValueError(
-            f"{path} holds no state dict: names to tensors, bare or under {', '.join(map(repr, _WRAPPERS))}"
-        )
-    state = {str(key): value for key, value in loaded.items()}
-    for prefix in ("module.", "_orig_mod.", "model."):  # DistributedDataParallel, torch.compile, Lightning
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{path}: {ARGUMENTS} in its header is no JSON object: convert the file again")
+    return arguments

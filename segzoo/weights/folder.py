@@ -13,40 +13,69 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from segzoo._files import write_whole
-from segzoo.weights.catalog import Source, Weights
 from segzoo.weights.convert import StateDict
+from segzoo.weights.digests import WrongFile, check_open
+from segzoo.weights.record import Source, Weights
 from segzoo.weights.saved import SavedModel
+from segzoo.weights.tensors import read_tensors
 
-__all__ = ["LOCAL_DIR", "Checkpoint", "read_architecture", "read_folder", "write_folder"]
+__all__ = ["FILES", "LOCAL_DIR", "Checkpoint", "Damaged", "read_folder", "write_folder"]
 
 LOCAL_DIR = "local-dir:"
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = "segzoo"
 FORMAT_VERSION = 1
 CARD_MARK = "library_name: segzoo"
+_OTHERS = {  # what other libraries' config.json have
+    "model_type": "transformers",
+    "pretrained_cfg": "timm",
+    "_model_class": "segmentation_models_pytorch",
+    "encoder_name": "segmentation_models_pytorch",
+}
+COPY_AGAIN = "; copy the folder again"
 _PATIENCE = 0.2  # seconds, for a writer that is between its files
 
 
+class Damaged(ValueError):
+    """Files of a model that are not whole, or not of one model."""
+
+
+class NotOurs(ValueError):
+    """A ``config.json`` of another library, whose name is ``library`` where it can be told."""
+
+    def __init__(self, message: str, library: str | None) -> None:
+        super().__init__(message)
+        self.library = library
+
+
 class Checkpoint(NamedTuple):
-    """What a folder holds.
+    """Weights, and what is known of them.
 
     Args:
-        saved: Its ``config.json``.
-        state: Its weights, by our keys.
-        origin: What messages call it.
-        record: The same as the record of a published checkpoint.
+        saved: The ``config.json`` of a saved model; None for any other.
+        state: The weights, by our keys or their publisher's.
+        origin: What messages call them.
+        record: Of a published checkpoint; of a saved model the same in that form; None for a file.
     """
 
-    saved: SavedModel
+    saved: SavedModel | None
     state: StateDict
     origin: str
-    record: Weights
+    record: Weights | None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of the factory's call that made the saved model, or that the record says."""
+        if self.saved is not None:
+            return {"in_channels": self.saved.in_channels, **self.saved.arguments}
+        return dict(self.record.arguments) if self.record is not None else {}
 
 
 def write_folder(folder: str | os.PathLike[str], saved: SavedModel, state: Mapping[str, Tensor], card: str) -> None:
@@ -82,60 +111,52 @@ def write_folder(folder: str | os.PathLike[str], saved: SavedModel, state: Mappi
             file.flush()
 
 
-def read_folder(path: str | os.PathLike[str]) -> Checkpoint:
+def read_folder(path: str | os.PathLike[str], *, origin: str | None = None, source: Source | None = None) -> Checkpoint:
     """Read what ``write_folder`` wrote.
 
     Args:
         path: The folder, with ``local-dir:`` before it or without.
+        origin: What messages and the record call it; None: ``local-dir:`` and its path.
+        source: Where its weights came from; None: their path.
 
     Raises:
         FileNotFoundError: If there is no such folder or no model in it, with the nearest one that there is.
         NotADirectoryError: If it is a file.
-        ValueError: If the files are not whole, do not belong together, or are a newer segzoo's.
+        Damaged: If the files are not whole or do not belong together; a ValueError.
+        ValueError: If they are a newer segzoo's, or another library's.
     """
     folder = _find(path)
     saved, expected = _read_config(folder)
-    content = _read_weights(folder, expected)
-    if _misfit(content, expected):  # perhaps another process is saving a better model right now
+    try:
+        state = _read_weights(folder, expected)
+    except Damaged:  # perhaps another process is saving a better model right now
         time.sleep(_PATIENCE)
         saved, expected = _read_config(folder)
-        content = _read_weights(folder, expected)
-    if misfit := _misfit(content, expected):
-        raise ValueError(f"{folder / WEIGHTS} {misfit}: cut short, damaged or of another model; copy the folder again")
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        state: StateDict = load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file that can be read ({error})") from error
-    return Checkpoint(saved, state, f"{LOCAL_DIR}{folder}", _record(saved, folder, expected["sha256"]))
+        state = _read_weights(folder, expected)
+    origin = origin or f"{LOCAL_DIR}{folder}"
+    source = replace(source or Source("url", (folder / WEIGHTS).resolve().as_uri(), None), sha256=expected["sha256"])
+    return Checkpoint(saved, state, origin, _record(saved, origin, source))
 
 
-def read_architecture(path: str | os.PathLike[str]) -> str:
-    """The name of the factory that makes a folder's model.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: As ``read_folder``.
-    """
-    return _read_config(_find(path))[0].architecture
-
-
-def _record(saved: SavedModel, folder: Path, sha256: str) -> Weights:
+def _record(saved: SavedModel, origin: str, source: Source) -> Weights:
     measured = {
         data_set: {name: value for name, value in values.items() if value is not None}
         for data_set, values in saved.metrics.items()
     }
     return Weights(
-        name=f"{saved.architecture}.{LOCAL_DIR}{folder}",
+        name=f"{saved.architecture}.{origin}",
         num_classes=saved.num_classes,
         in_channels=saved.in_channels,
         classes=saved.classes or (),
-        sources=(Source("url", (folder / WEIGHTS).resolve().as_uri(), sha256),),
+        sources=(source,),
         license=saved.license_name or saved.license,
         source=saved.name,
         training_data=saved.trained_on(),
+        data_license="",
+        code_license="",
+        commercial=None,
         paper="",
+        arguments=saved.arguments,
         preprocessing=saved.preprocessing,
         protocol=saved.protocol or "",
         threshold=saved.threshold,
@@ -174,7 +195,11 @@ def _read_config(folder: Path) -> tuple[SavedModel, dict[str, Any]]:
     path = folder / CONFIG
     config = _parse(path)
     if config.pop("format", None) != FORMAT:
-        raise ValueError(f'{path} is not segzoo\'s: it has no "format": "{FORMAT}"')
+        theirs = next((library for mark, library in _OTHERS.items() if mark in config), None)
+        hint = (
+            f" and looks like {theirs}'s: give the path of its weights file to a factory, as weights=" if theirs else ""
+        )
+        raise NotOurs(f'{path} is not segzoo\'s: it has no "format": "{FORMAT}"{hint}', theirs)
     version = config.pop("format_version", None)
     if type(version) is not int or version < 1:
         raise ValueError(f"{path}: format_version must be an int from 1 on, got {version!r}")
@@ -200,27 +225,28 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON that can be read ({error})") from error
+        raise Damaged(f"{path} is not JSON that can be read ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds a {type(config).__name__}, expected an object")
     return config
 
 
-def _read_weights(folder: Path, expected: Mapping[str, Any]) -> bytes:
-    """The whole file at once: what was checked is what is loaded, whatever happens to the file meanwhile."""
-    try:
-        return (folder / WEIGHTS).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has a {CONFIG} and no {WEIGHTS}: copy the folder again") from None
-
-
-def _misfit(content: bytes, expected: Mapping[str, Any]) -> str:
-    if len(content) != expected["bytes"]:
-        return f"has {len(content):,} bytes, {CONFIG} says {expected['bytes']:,}"
-    digest = hashlib.sha256(content).hexdigest()
-    return (
-        "" if digest == expected["sha256"] else f"has sha256 {digest[:12]}…, {CONFIG} says {expected['sha256'][:12]}…"
-    )
+def _read_weights(folder: Path, expected: Mapping[str, Any]) -> StateDict:
+    """What was checked is what is loaded, whatever takes the file's place meanwhile."""
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise FileNotFoundError(f"{folder} has a {CONFIG} and no {WEIGHTS}: copy the folder again")
+    advice = f"cut short, damaged or of another model{COPY_AGAIN}"
+    with weights.open("rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) != expected["bytes"]:
+            raise Damaged(f"{weights} has {size:,} bytes, {CONFIG} says {expected['bytes']:,}: {advice}")
+        try:
+            check_open(file, expected["sha256"])
+            return read_tensors(file)
+        except WrongFile as error:
+            raise Damaged(f"{error} as {CONFIG} says: {advice}") from error
+        except ValueError as error:
+            raise Damaged(str(error)) from error
 
 
 def _refuse_others_files(folder: Path) -> None:

@@ -27,6 +27,7 @@ __all__ = [
 
 Rules = tuple[tuple[str, str], ...]  # (pattern at the start of a key, what takes its place); the first that fits counts
 
+_UNUSED = "classification_head."  # smp's aux_params: a classifier of whole pictures
 _ENCODER: Rules = ((r"encoder\.(?!model\.)", "encoder.model."), (r"segmentation_head\.0\.", "head."))
 
 _CONVS: Rules = tuple(
@@ -87,11 +88,13 @@ def has_timm_encoder(state: Mapping[str, Tensor]) -> bool:
 def rename(state: Mapping[str, Tensor], rules: Rules) -> StateDict:
     """The state dict with the start of each key replaced by the first rule that fits, if one does.
 
+    A classifier of whole pictures beside the masks is left out.
+
     Examples:
         >>> list(rename({"encoder.conv1.weight": None, "other": None}, ((r"encoder\\.", "encoder.model."),)))
         ['encoder.model.conv1.weight', 'other']
     """
-    return {_renamed(key, rules): value for key, value in state.items()}
+    return {_renamed(key, rules): value for key, value in state.items() if not key.startswith(_UNUSED)}
 
 
 def _renamed(key: str, rules: Rules) -> str:
