@@ -94,7 +94,8 @@ class Predictor:
         self.model: Any  # a SegmentationModel, or a detector with the attributes of one
         self.finds_instances = hasattr(loaded, "roi_heads") and hasattr(loaded, "score_threshold")
         if isinstance(loaded, SegmentationModel):
-            self.model = optimize_for_inference(loaded, device=self.device, dtype=self.dtype)
+            own = loaded is not model  # nobody else has it
+            self.model = optimize_for_inference(loaded, device=self.device, dtype=self.dtype, in_place=own)
         elif self.finds_instances:
             if self.dtype != torch.float32 or min_max or not self.views.plain:
                 raise ValueError("a detector runs in float32, without min_max, tta and tile")
