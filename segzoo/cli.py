@@ -84,6 +84,34 @@ def _build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--pretrained", action="store_true", help="only those with published weights")
     listing.set_defaults(run=_list)
 
+    info = commands.add_parser(
+        "info",
+        help="show what is known of a model or of weights",
+        description="Show what is known of a model (u2net_lite), of published weights (u2net_lite.duts) or of a saved "
+        "model (local-dir:PATH, hf-hub:org/repo): licence, source, training data, preprocessing, figures.",
+    )
+    info.add_argument("name", metavar="NAME", help="u2net_lite, u2net_lite.duts, local-dir:PATH or hf-hub:org/repo")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(run=_info)
+
+    download = commands.add_parser(
+        "download",
+        help="fetch weights now, to work without a network later",
+        description="Fetch weights, check them and keep them: this machine can then load them without a network.",
+        epilog="examples:\n  segzoo download u2net_full\n  segzoo download u2net_full.duts isnet.general\n"
+        "  segzoo download hf-hub:org/repo@v1.0\n\n"
+        "Files are kept where huggingface_hub (HF_HOME) and torch (TORCH_HOME) keep theirs; HF_ENDPOINT names a mirror "
+        "of the\nHub, HF_TOKEN is for private repositories. What is kept already is not fetched again.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    download.add_argument(
+        "names", metavar="NAME", nargs="+", help="u2net_full.duts, u2net_full (its default weights), hf-hub:org/repo"
+    )
+    download.add_argument("--force", action="store_true", help="fetch again what is kept: a branch that has moved on")
+    download.add_argument("--cache-dir", metavar="FOLDER", help="keep the files there instead (cache_dir= loads them)")
+    download.add_argument("--quiet", action="store_true", help="no progress bar")
+    download.set_defaults(run=_download)
+
     convert = commands.add_parser(
         "convert",
         help="convert other people's checkpoints",
@@ -104,34 +132,6 @@ def _build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
     convert.add_argument("--json", action="store_true", help="what was done, as JSON")
     convert.set_defaults(run=_convert)
-
-    download = commands.add_parser(
-        "download",
-        help="fetch weights now, to work without a network later",
-        description="Fetch weights, check them and keep them: this machine can then load them without a network.",
-        epilog="examples:\n  segzoo download u2net_full\n  segzoo download u2net_full.duts isnet.general\n"
-        "  segzoo download hf-hub:org/repo@v1.0\n\n"
-        "Files are kept where huggingface_hub (HF_HOME) and torch (TORCH_HOME) keep theirs; HF_ENDPOINT names a mirror "
-        "of the\nHub, HF_TOKEN is for private repositories. What is kept already is not fetched again.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    download.add_argument(
-        "names", metavar="NAME", nargs="+", help="u2net_full.duts, u2net_full (its default weights), hf-hub:org/repo"
-    )
-    download.add_argument("--force", action="store_true", help="fetch again what is kept: a branch that has moved on")
-    download.add_argument("--cache-dir", metavar="FOLDER", help="keep the files there instead (cache_dir= loads them)")
-    download.add_argument("--quiet", action="store_true", help="no progress bar")
-    download.set_defaults(run=_download)
-
-    info = commands.add_parser(
-        "info",
-        help="show what is known of a model or of weights",
-        description="Show what is known of a model (u2net_lite), of published weights (u2net_lite.duts) or of a saved "
-        "model (local-dir:PATH, hf-hub:org/repo): licence, source, training data, preprocessing, figures.",
-    )
-    info.add_argument("name", metavar="NAME", help="u2net_lite, u2net_lite.duts, local-dir:PATH or hf-hub:org/repo")
-    info.add_argument("--json", action="store_true", help="as JSON")
-    info.set_defaults(run=_info)
     return parser
 
 
@@ -601,8 +601,9 @@ def _list(args: argparse.Namespace) -> int:
         raise ValueError(f"no model matches {args.pattern!r}; segzoo list shows all")
     rows = [("MODEL", "TASK", "PARAMETERS", "WEIGHTS")]
     for name in names:
-        weights = ", ".join(segzoo.list_weights(name)) or "-"
-        rows.append((name, task_of(name), f"{_parameters(name):,}", weights))
+        first, *more = segzoo.list_weights(name) or ["-"]
+        rows.append((name, task_of(name), f"{_parameters(name):,}", first))
+        rows += [("", "", "", weights) for weights in more]
     print(_table(rows))
     return _DONE
 
