@@ -727,7 +727,8 @@ def test_killed_then_two_processes_at_once(there: Hub, client: Client, saved: Pa
     _, errors = other.communicate(timeout=120)
     assert other.returncode == 0, errors
     x = torch.linspace(0, 1, 3 * 40 * 33).reshape(1, 3, 40, 33)
-    assert torch.equal(torch.load(tmp_path / "other.pt", weights_only=True), load().predict(x))
+    theirs = torch.load(tmp_path / "other.pt", weights_only=True)  # by a process with as many threads as it likes
+    torch.testing.assert_close(theirs, load().predict(x), rtol=0, atol=1e-6)
     assert 1 <= there.count("model.safetensors", "GET") <= 2
     there.forget()
     same(load(), saved)

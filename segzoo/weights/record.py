@@ -128,6 +128,7 @@ class Weights:
         published_metrics: The same as its publishers give them.
 
     Examples:
+        >>> from segzoo import get_weights
         >>> get_weights("u2net_lite.duts").license
         'Apache-2.0'
     """
@@ -177,7 +178,8 @@ class Weights:
         """The record as plain dictionaries, for ``json.dumps``.
 
         Examples:
-            >>> get_weights("u2net_lite.duts").to_dict()["preprocessing"]["size"]
+            >>> from segzoo import get_weights
+        >>> get_weights("u2net_lite.duts").to_dict()["preprocessing"]["size"]
             (320, 320)
         """
         values = self._plain()
