@@ -108,7 +108,11 @@ def _build_parser() -> argparse.ArgumentParser:
         "names", metavar="NAME", nargs="+", help="u2net_full.duts, u2net_full (its default weights), hf-hub:org/repo"
     )
     download.add_argument("--force", action="store_true", help="fetch again what is kept: a branch that has moved on")
-    download.add_argument("--cache-dir", metavar="FOLDER", help="keep the files there instead (cache_dir= loads them)")
+    download.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="keep the files there instead: create_model(…, cache_dir=FOLDER) loads them",
+    )
     download.add_argument("--quiet", action="store_true", help="no progress bar")
     download.set_defaults(run=_download)
 
@@ -637,10 +641,16 @@ def _convert(args: argparse.Namespace) -> int:
 def _download(args: argparse.Namespace) -> int:
     from segzoo.weights import download
 
+    failed = 0
     for name in [_weights_of(name) for name in args.names]:  # a wrong name is said before anything is fetched
-        path = download(name, cache_dir=args.cache_dir, force_download=args.force, progress=not args.quiet)
-        print(f"{name}  {path}")
-    return _DONE
+        try:
+            path = download(name, cache_dir=args.cache_dir, force_download=args.force, progress=not args.quiet)
+        except (OSError, ValueError) as error:
+            print(f"segzoo: error: {_sentence(error)}", file=sys.stderr)
+            failed += 1
+        else:
+            print(f"{name}  {path}")
+    return _DONE if not failed else _SOME_FAILED if failed < len(args.names) else _BAD_INPUT
 
 
 def _weights_of(name: str) -> str:
@@ -662,11 +672,10 @@ def _weights_of(name: str) -> str:
 def _info(args: argparse.Namespace) -> int:
     import segzoo
     from segzoo.registry import find_factory, task_of
-    from segzoo.weights.resolve import is_saved, read_saved
+    from segzoo.weights.resolve import describe, is_saved
 
     if is_saved(args.name) or "." in args.name:
-        record = read_saved(args.name).record if is_saved(args.name) else segzoo.get_weights(args.name)
-        assert record is not None
+        record = describe(args.name) if is_saved(args.name) else segzoo.get_weights(args.name)
         print(_json(record.to_dict()) if args.json else _table(_record_rows(record)))
         return _DONE
     factory = find_factory(args.name)
@@ -704,6 +713,12 @@ def _record_rows(record: Any) -> list[tuple[str, str]]:
     rows = [
         ("weights", record.name),
         ("licence", record.license + ("" if record.commercial is not False else " — NOT FOR COMMERCIAL USE")),
+        (
+            "",
+            ""
+            if record.commercial is not None or not record.code_license
+            else "(its code's: of the weights apart their publisher says nothing)",
+        ),
         ("code", record.code_license),
         ("source", record.source),
         ("trained on", record.training_data),

@@ -206,8 +206,14 @@ def create_model(
         kwargs["weights"] = weights
     else:
         weights = kwargs.get("weights", default_weights(architecture))
-    if revision is not None and weights is None:
-        raise ValueError(f"revision={revision!r} is for a model on the Hugging Face Hub, and {name!r} has no weights")
+    options = {"revision": revision, "cache_dir": cache_dir, "force_download": force_download, "token": token}
+    if weights is None and (given := [key for key, value in options.items() if value not in (None, False)]):
+        raise ValueError(f"{given[0]}={options[given[0]]!r} is for weights, and {name!r} is made without")
+    if weights is None and local_files_only and kwargs.get("encoder_weights", "") is not None:
+        raise ValueError(
+            f"local_files_only is for weights, and {name!r} is made without; its encoder's are timm's or torchvision's "
+            "to fetch, which HF_HUB_OFFLINE=1 forbids, or encoder_weights=None"
+        )
     if (revision is not None or access != Access(progress=access.progress)) and isinstance(weights, (str, os.PathLike)):
         kwargs["weights"] = read_checkpoint(architecture, weights, revision=revision, access=access)
     model: nn.Module = factory(**kwargs)

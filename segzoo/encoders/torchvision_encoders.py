@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from segzoo._errors import some_of, unknown_name
@@ -14,6 +16,7 @@ from segzoo.layers.norm import Norm
 from segzoo.layers.replace import replace_norm
 from segzoo.weights.adapt import adapt_stem
 from segzoo.weights.convert import StateDict, read_state_dict
+from segzoo.weights.hub import Access
 
 __all__ = ["MobileNetV3Encoder", "ResNetEncoder"]
 
@@ -201,6 +204,12 @@ def imagenet_state(name: str) -> StateDict:
     import torchvision
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    if not kept.is_file() and Access().offline:
+        raise FileNotFoundError(
+            f"torchvision's ImageNet weights of {name} are not on this machine ({kept}), and HF_HUB_OFFLINE is set; "
+            "pass encoder_weights=None, or the path of a file"
+        )
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))
     except OSError as error:

@@ -17,14 +17,12 @@ from segzoo import __version__
 from segzoo._errors import some_of
 from segzoo.registry import create_model, task_of
 from segzoo.weights.card import check_license, model_card
-from segzoo.weights.folder import FILES, LOCAL_DIR, Checkpoint, write_folder
-from segzoo.weights.hub import HF_HUB, parse_name, push_folder
-from segzoo.weights.saved import SavedModel, plain
+from segzoo.weights.folder import FILES, LOCAL_DIR, Checkpoint, models_in, write_folder
+from segzoo.weights.hub import HF_HUB, full_name, parse_name, push_folder
+from segzoo.weights.saved import NO_ARGUMENTS, SavedModel, plain
 
 __all__ = ["Call", "Pretrained", "origin_of"]
 
-# Arguments of a factory that are not the architecture's: numbers that have fields of their own, and where weights were.
-_ELSEWHERE = {"num_classes", "in_channels", "weights", "encoder_weights", "progress"}
 _PACKAGES = ("torch", "torchvision", "timm")  # whose networks a model may be made of
 
 # What of a module without parameters decides what it computes. Of dropout nothing does, in eval mode.
@@ -76,7 +74,7 @@ class Pretrained:
         refused: dict[str, str] = {}
         implied = {name: value for name, value in self.implied_arguments.items() if name in arguments}
         for name, value in {**arguments, **implied}.items():
-            if name in _ELSEWHERE:
+            if name in NO_ARGUMENTS:
                 continue
             try:
                 given[name] = plain(value)
@@ -158,7 +156,7 @@ class Pretrained:
             multilabel=getattr(model, "multilabel", False),
             classes=None if model.classes is None else tuple(model.classes),
             preprocessing=model.preprocessing,
-            threshold=model.threshold,
+            threshold=model.threshold.item() if hasattr(model.threshold, "item") else model.threshold,  # numpy's
             score_threshold=getattr(model, "score_threshold", None),
             name=call.architecture if name is None else name,
             license=check_license(license, license_name),
@@ -173,9 +171,13 @@ class Pretrained:
             made_with={"segzoo": __version__, **{package: version(package) for package in _PACKAGES}},
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        if push_to_hub and repo_id is None:
-            repo_id = Path(save_directory).resolve().name
-        card = model_card(saved, task=task_of(call.architecture), parameters=parameters, repo=repo_id)
+        if push_to_hub:
+            repo_id = full_name(repo_id or Path(save_directory).resolve().name, push_to_hub_kwargs.get("token"))
+        elif repo_id is not None:
+            parse_name(repo_id)
+        branch = None if push_to_hub_kwargs.get("create_pr") else push_to_hub_kwargs.get("branch")
+        place = f"{repo_id}@{branch}" if repo_id and branch else repo_id
+        card = model_card(saved, task=task_of(call.architecture), parameters=parameters, repo=place)
         write_folder(save_directory, saved, model.state_dict(), card)
         if not push_to_hub:
             return None
@@ -285,7 +287,7 @@ class Pretrained:
         Args:
             pretrained_model_name_or_path: A folder, with ``local-dir:`` before it or without; or a repository of the
                 Hugging Face Hub, ``"org/repo"`` or ``"org/repo@revision"``, with ``hf-hub:`` before it or without. A
-                folder that is there goes first.
+                folder that is there, or beside which there are saved models, goes first.
             force_download: Whether to ask the Hub again for what is in the cache.
             token: For private repositories; None: the one of ``hf auth login`` or ``HF_TOKEN``.
             cache_dir: Where files of the Hub are kept; None: huggingface_hub's own cache.
@@ -381,7 +383,7 @@ def _is_repository(name: str | os.PathLike[str]) -> bool:
         parse_name(name)
     except ValueError:
         return False
-    return not name.startswith(("./", "../")) and not Path(name).parent.is_dir()
+    return not name.startswith(("./", "../")) and not models_in(Path(name).parent)
 
 
 def structure_of(model: object) -> dict[str, str]:

@@ -20,13 +20,14 @@ from segzoo.encoders.base import Encoder
 from segzoo.layers.norm import Norm
 from segzoo.models._pretrained import Pretrained, origin_of
 from segzoo.ops import resize_to
-from segzoo.weights.adapt import adapt_state_dict
+from segzoo.weights.adapt import adapt_state_dict, refuse_misfits
 from segzoo.weights.calibrate import has_folded_norms
 from segzoo.weights.convert import StateDict
 from segzoo.weights.folder import Checkpoint
 from segzoo.weights.hub import Access
 from segzoo.weights.record import Preprocessing, Weights
 from segzoo.weights.resolve import read_checkpoint
+from segzoo.weights.saved import SavedModel
 
 __all__ = ["EncoderModel", "SegmentationModel", "build_model", "check_positive", "evaluating"]
 
@@ -261,6 +262,9 @@ def build_model(
     exact = None if own_encoder else _made_of(state, lambda: make(classes, **more))
     model = exact or make(classes, **more)
     if exact is None:
+        if weights.saved is not None and _as_saved(weights.saved, num_classes, in_channels, norm):
+            saved, target = (_without_counters(values) for values in (state, model.state_dict()))
+            refuse_misfits(saved, target, f"{weights.origin}, as its config.json describes it,")
         fitted = adapt_state_dict(
             state, model.state_dict(), heads=cls.heads, stem=model.stems(), optional=cls.optional, origin=weights.origin
         )
@@ -277,11 +281,23 @@ def build_model(
     return model
 
 
+def _as_saved(saved: SavedModel, num_classes: int | None, in_channels: int, norm: Norm) -> bool:
+    """Whether the caller wants nothing of a saved model changed: its weights must then fit its own description."""
+    same = num_classes in (None, saved.num_classes) and in_channels == saved.in_channels
+    return same and norm == saved.arguments.get("norm", norm)
+
+
+def _without_counters(state: StateDict) -> StateDict:
+    """Without what a norm has or has not by its kind, and nothing depends on in eval mode."""
+    return {key: value for key, value in state.items() if not key.endswith(".num_batches_tracked")}
+
+
 def _made_of(state: StateDict, make: Callable[[], Model]) -> Model | None:
     """A model whose parameters are the checkpoint's own tensors, where those fit exactly; else None.
 
     Nothing is initialised only to be overwritten, and nothing is copied.
     """
+    place = torch.get_default_device()  # torch.device as a context, too
     try:
         with torch.device("meta"):
             model = make()
@@ -294,7 +310,7 @@ def _made_of(state: StateDict, make: Callable[[], Model]) -> Model | None:
     places: set[int] = set()
     own: StateDict = {}
     for key, value in state.items():
-        value = value.to(target[key].dtype).contiguous()
+        value = value.to(place, target[key].dtype).contiguous()
         shared = value.data_ptr() in places or value.untyped_storage().nbytes() != value.nbytes
         own[key] = value.clone() if shared and value.numel() else value
         places.add(value.data_ptr())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
@@ -84,8 +85,17 @@ def adapt_state_dict(
             f"{origin} has another norm: γ and β were kept, its statistics were not; the model needs fine-tuning "
             "(with an EvoNorm, nearly from scratch)"
         )
-        warnings.warn(message, UserWarning, stacklevel=5)  # the line that called the factory
+        warnings.warn(message, UserWarning, stacklevel=_outside())
     return adapted
+
+
+def _outside() -> int:
+    """The ``stacklevel`` of the caller's line that is not this library's."""
+    frame = inspect.currentframe()
+    level = 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "segzoo":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _other_classes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], heads: tuple[str, ...]) -> bool:

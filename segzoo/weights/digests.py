@@ -66,17 +66,17 @@ def check_source(path: str | os.PathLike[str], source: Source) -> str:
     return sha256
 
 
-def check_file(path: str | os.PathLike[str], sha256: str) -> None:
+def check_file(path: str | os.PathLike[str], sha256: str, cache_dir: str | os.PathLike[str] | None = None) -> None:
     """Raise unless the file at a path has this sha256: see ``check_open``.
 
     Raises:
         WrongFile: If it has another; it says both, and the path.
     """
     with Path(path).open("rb") as file:
-        check_open(file, sha256)
+        check_open(file, sha256, cache_dir)
 
 
-def check_open(file: BinaryIO, sha256: str) -> None:
+def check_open(file: BinaryIO, sha256: str, cache_dir: str | os.PathLike[str] | None = None) -> None:
     """Raise unless an open file has this sha256, which of a large one is computed on its first use only.
 
     That it was checked is remembered beside the cached checkpoints, with the file's size, place on the disk and times
@@ -85,13 +85,14 @@ def check_open(file: BinaryIO, sha256: str) -> None:
     Args:
         file: The file, so that what is checked is what is read afterwards, whatever takes its place meanwhile.
         sha256: 64 hex digits.
+        cache_dir: Where that is remembered: as of ``cache_folder``.
 
     Raises:
         WrongFile: If it has another; it says both, and the path.
     """
     before = _identity(file)
     path = os.path.realpath(file.name)
-    note = cache_folder() / "checked" / hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    note = cache_folder(cache_dir) / "checked" / hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
     status = os.fstat(file.fileno())
     if status.st_size > _SMALL and _read(note) == f"{sha256} {before}":
         return

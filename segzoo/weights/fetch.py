@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from segzoo._files import write_whole
 from segzoo.weights.convert import StateDict, read_state_dict, write_state_dict
 from segzoo.weights.digests import WrongFile, cache_folder, check_file, check_source, sha256_of
-from segzoo.weights.hub import Access, Unreachable, hub_file
+from segzoo.weights.hub import FULL_DISK, Access, Unreachable, hub_digest, hub_file
 from segzoo.weights.record import Source, Weights
 from segzoo.weights.segformer_keys import segformer_from_others
 from segzoo.weights.urls import download
@@ -22,6 +23,8 @@ from segzoo.weights.urls import download
 __all__ = ["fetch"]
 
 logger = logging.getLogger(__name__)
+
+_CONVERSION = 1  # of how files are converted: what was kept by another is converted anew
 
 # What a file's reader leaves in its publisher's keys, by architecture.
 _CONVERTERS: dict[str, Callable[[StateDict], StateDict]] = {"segformer": segformer_from_others}
@@ -69,22 +72,28 @@ def fetch(
             except (OSError, ValueError) as error:
                 failures[str(source)] = error
     kept = [_kept(record, source, access) for source in remote]
-    if not force_download and (found := next(filter(_fits, kept), None)):
+    if (found := _found(kept, access, failures)) is not None:
         return found
-    with _alone(cache_folder(cache_dir) / f"{record.name}.lock"):
-        if not force_download and (found := next(filter(_fits, kept), None)):
-            return found  # another process has fetched it meanwhile
-        for source, place in zip(remote, kept):
-            if source.kind == "hub" and any(isinstance(error, Unreachable) for error in failures.values()):
-                continue
-            try:
-                path = _fetched(record, source, place, access)
-            except (OSError, ValueError, RuntimeError) as error:
-                failures[str(source)] = error
-                continue
-            for failed, why in failures.items():
-                logger.warning("%s: %s failed (%s); %s was used", record.name, failed, _reason(why), source)
-            return path
+    if access.offline:  # nothing is written, no lock either, where there is nothing to convert
+        remote = [source for source in remote if source.kind == "hub" and _at_the_hubs_cache(source, access)]
+        kept = [_kept(record, source, access) for source in remote]
+    if remote:
+        with _alone(cache_folder(cache_dir) / f"{record.name}.lock"):
+            if (found := _found(kept, access, failures)) is not None:
+                return found  # another process has fetched it meanwhile
+            for source, place in zip(remote, kept):
+                if source.kind == "hub" and any(isinstance(error, Unreachable) for error in failures.values()):
+                    continue
+                try:
+                    path = _fetched(record, source, place, access)
+                except (OSError, ValueError, RuntimeError) as error:
+                    if isinstance(error, OSError) and error.errno in FULL_DISK:
+                        raise  # another source would not help
+                    failures[str(source)] = error
+                    continue
+                for failed, why in failures.items():
+                    logger.warning("%s: %s failed (%s); %s was used", record.name, failed, _reason(why), source)
+                return path
     if access.offline and all(isinstance(error, FileNotFoundError) for error in failures.values()):
         because = "local_files_only was given" if local_files_only else "HF_HUB_OFFLINE is set"
         raise FileNotFoundError(
@@ -112,8 +121,8 @@ def _bundled(source: Source) -> Path:
 
 def _kept(record: Weights, source: Source, access: Access) -> Path:
     """Where the converted file is kept, by what was published: two places of one file are one."""
-    key = source.sha256 or f"{source.repo}-{source.revision or 'main'}".replace("/", "-")
-    return cache_folder(access.cache_dir) / f"{record.name}-{key[:16] if source.sha256 else key}.safetensors"
+    key = source.sha256[:16] if source.sha256 else f"{source.repo}-{source.revision or 'main'}".replace("/", "-")
+    return cache_folder(access.cache_dir) / f"{record.name}-{key}-{_CONVERSION}.safetensors"
 
 
 def _noted(kept: Path) -> Path:
@@ -121,12 +130,18 @@ def _noted(kept: Path) -> Path:
     return kept.with_suffix(".sha256")
 
 
-def _fits(kept: Path) -> bool:
-    try:
-        check_file(kept, _noted(kept).read_text().strip())
-    except (OSError, ValueError):
-        return False
-    return True
+def _found(kept: Iterable[Path], access: Access, failures: dict[str, Exception]) -> Path | None:
+    """The first of these files that is there and as it was when it was converted; a damaged one is a failure."""
+    for path in () if access.force_download else dict.fromkeys(kept):
+        try:
+            check_file(path, _noted(path).read_text().strip(), access.cache_dir)
+        except WrongFile as error:
+            failures["what was kept"] = error
+        except (OSError, ValueError):
+            continue
+        else:
+            return path
+    return None
 
 
 def _fetched(record: Weights, source: Source, kept: Path, access: Access) -> Path:
@@ -158,7 +173,8 @@ def _at_hand(source: Source, kept: Path, access: Access) -> Iterator[Path]:
     if source.kind == "hub":
         assert source.repo is not None
         path = hub_file(source.repo, source.location, revision=source.revision, access=access)
-        _check_blob(path, source)
+        if source.sha256 is None:
+            _check_by_the_hub(path, source, access)
         yield path
         return
     if access.offline:
@@ -180,11 +196,30 @@ def _passing(source: Source, kept: Path) -> Path:
     return kept.with_suffix(".download") / source.location.rpartition("/")[2]
 
 
-def _check_blob(path: Path, source: Source) -> None:
-    """Of a large file the Hub tells the sha256, and huggingface_hub's cache has it as the name of what it keeps."""
-    told = path.resolve().name
-    if source.sha256 is None and len(told) == 64 and (found := sha256_of(path)) != told:
+def _at_the_hubs_cache(source: Source, access: Access) -> bool:
+    try:
+        hub_file(source.repo or "", source.location, revision=source.revision, access=access)
+    except OSError:
+        return False
+    return True
+
+
+def _check_by_the_hub(path: Path, source: Source, access: Access) -> None:
+    """Of a large file the Hub tells the sha256, and huggingface_hub's cache has it as the name of what it keeps.
+
+    Where it has no links (Windows), the Hub is asked; without an answer nothing is converted.
+    """
+    told: str | None = path.resolve().name
+    if not _is_sha256(told) and not access.offline:
+        told = hub_digest(source.repo or "", source.location, revision=source.revision, access=access)
+    if not _is_sha256(told):
+        raise WrongFile(f"{path} cannot be checked, as nobody here knows its sha256: fetch it again with a network")
+    if (found := sha256_of(path)) != told:
         raise WrongFile(f"{path} has sha256 {found}, and the Hub says {told}")
+
+
+def _is_sha256(text: str | None) -> bool:
+    return text is not None and re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 @contextmanager
@@ -192,7 +227,13 @@ def _alone(path: Path) -> Iterator[None]:
     """One process at a time: others wait, and find what this one has fetched."""
     from huggingface_hub import utils
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock: Any = utils
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise type(error)(
+            f"{path.parent} cannot be written ({error.strerror or error}): set TORCH_HOME, or give cache_dir="
+        ) from error
     with lock.WeakFileLock(path):
         yield

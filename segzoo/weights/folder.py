@@ -25,8 +25,19 @@ from segzoo.weights.digests import WrongFile, check_open
 from segzoo.weights.record import Source, Weights
 from segzoo.weights.saved import SavedModel
 from segzoo.weights.tensors import read_tensors
+from segzoo.weights.writing import standing_alone
 
-__all__ = ["FILES", "LOCAL_DIR", "Checkpoint", "Damaged", "read_folder", "write_folder"]
+__all__ = [
+    "FILES",
+    "LOCAL_DIR",
+    "Checkpoint",
+    "Damaged",
+    "models_in",
+    "read_config",
+    "read_folder",
+    "record_of",
+    "write_folder",
+]
 
 LOCAL_DIR = "local-dir:"
 FILES = CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -40,6 +51,7 @@ _OTHERS = {  # what other libraries' config.json have
     "encoder_name": "segmentation_models_pytorch",
 }
 COPY_AGAIN = "; copy the folder again"
+_TRIES = 6
 _PATIENCE = 0.2  # seconds, for a writer that is between its files
 
 
@@ -97,9 +109,9 @@ def write_folder(folder: str | os.PathLike[str], saved: SavedModel, state: Mappi
     """
     from safetensors.torch import save
 
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     _refuse_others_files(folder)
-    weights = save({key: value.detach().cpu().contiguous() for key, value in state.items()}, {"format": "pt"})
+    weights = save(standing_alone(state), {"format": "pt"})
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, **saved.to_json()}
     config["weights"] = {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)}
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -126,19 +138,24 @@ def read_folder(path: str | os.PathLike[str], *, origin: str | None = None, sour
         ValueError: If they are a newer segzoo's, or another library's.
     """
     folder = _find(path)
-    saved, expected = _read_config(folder)
-    try:
-        state = _read_weights(folder, expected)
-    except Damaged:  # perhaps another process is saving a better model right now
-        time.sleep(_PATIENCE)
-        saved, expected = _read_config(folder)
-        state = _read_weights(folder, expected)
+    saved, expected = read_config(folder)
+    for tries in reversed(range(_TRIES)):
+        try:
+            state = _read_weights(folder, expected)
+            break
+        except Damaged:  # perhaps another process is saving a better model right now
+            before = expected
+            time.sleep(_PATIENCE)
+            saved, expected = read_config(folder)
+            if tries == 0 or (expected == before and tries < _TRIES - 1):
+                raise
     origin = origin or f"{LOCAL_DIR}{folder}"
     source = replace(source or Source("url", (folder / WEIGHTS).resolve().as_uri(), None), sha256=expected["sha256"])
-    return Checkpoint(saved, state, origin, _record(saved, origin, source))
+    return Checkpoint(saved, state, origin, record_of(saved, origin, source))
 
 
-def _record(saved: SavedModel, origin: str, source: Source) -> Weights:
+def record_of(saved: SavedModel, origin: str, source: Source) -> Weights:
+    """A saved model's config in the form of a published checkpoint's record."""
     measured = {
         data_set: {name: value for name, value in values.items() if value is not None}
         for data_set, values in saved.metrics.items()
@@ -173,25 +190,26 @@ def _find(path: str | os.PathLike[str]) -> Path:
     if folder.is_file():
         raise NotADirectoryError(f"{folder} is a file, expected the folder that save_pretrained wrote")
     if not folder.is_dir():
-        near = difflib.get_close_matches(folder.name, _models_in(folder.parent), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(folder.name, models_in(folder.parent), n=1, cutoff=0.5)
         hint = f": did you mean {folder.parent / near[0]}?" if near else ", expected one that save_pretrained wrote"
         raise FileNotFoundError(f"there is no folder {folder}{hint}")
     if not (folder / CONFIG).is_file():
-        inside = _models_in(folder)
+        inside = models_in(folder)
         hint = f": did you mean {' or '.join(str(folder / name) for name in inside[:2])}?" if inside else ""
         raise FileNotFoundError(f"{folder} holds no model, as it has no {CONFIG}{hint}")
     return folder
 
 
-def _models_in(folder: Path) -> list[str]:
+def models_in(folder: Path) -> list[str]:
+    """The names of the saved models in a folder."""
     try:
         return sorted(child.name for child in folder.iterdir() if (child / CONFIG).is_file())
     except OSError:
         return []
 
 
-def _read_config(folder: Path) -> tuple[SavedModel, dict[str, Any]]:
-    """The saved model, and the sha256 and length that its weights must have."""
+def read_config(folder: Path) -> tuple[SavedModel, dict[str, Any]]:
+    """A folder's saved model without its weights, and the sha256 and length that they must have."""
     path = folder / CONFIG
     config = _parse(path)
     if config.pop("format", None) != FORMAT:

@@ -7,6 +7,8 @@ one sentence that says what to do.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
 import socket
@@ -14,16 +16,30 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HF_HUB", "Access", "Unreachable", "hub_file", "hub_folder", "parse_name", "push_folder"]
+__all__ = [
+    "FULL_DISK",
+    "HF_HUB",
+    "Access",
+    "Unreachable",
+    "full_name",
+    "hub_digest",
+    "hub_file",
+    "hub_folder",
+    "parse_name",
+    "push_folder",
+]
+
+logger = logging.getLogger(__name__)
 
 HF_HUB = "hf-hub:"
 _FILES = ("config.json", "model.safetensors")
 _REPO = re.compile(r"\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII)
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 _KNOCK = 5.0  # seconds for the Hub's address to answer at all
 _TRIES = 3
 _PAUSE = 1.0  # seconds between two of them
@@ -59,6 +75,8 @@ class Access:
     def __post_init__(self) -> None:
         if self.force_download and self.local_files_only:
             raise ValueError("force_download fetches files again and local_files_only fetches none: give one of them")
+        if self.force_download and self.offline:
+            raise ValueError("force_download fetches files again, and HF_HUB_OFFLINE is set: unset it")
 
     @property
     def offline(self) -> bool:
@@ -115,6 +133,8 @@ def hub_folder(name: str, *, revision: str | None = None, access: Access | None 
     if before is not None and not access.force_download:
         return before
     place = _place(repo, revision)
+    if access.offline and (last := _last_whole(repo, revision, access)) is not None:
+        return last
     try:
         folder = _file(repo, config_file, revision, access, place).parent
         for file in others:  # of the very commit of the config, wherever a branch has moved to meanwhile
@@ -125,6 +145,51 @@ def hub_folder(name: str, *, revision: str | None = None, access: Access | None 
             ref.write_text(before.name)
         raise
     return folder
+
+
+def _last_whole(repo: str, revision: str | None, access: Access) -> Path | None:
+    """Of a branch whose newest commit is here in part only: the folder of the last one that is here wholly."""
+    config = _cached(repo, _FILES[0], revision, access)
+    if config is None or config.parent.name == revision:
+        return None
+    others = [folder for folder in config.parents[1].iterdir() if all((folder / file).is_file() for file in _FILES)]
+    if not others:
+        return None
+    last = max(others, key=lambda folder: folder.stat().st_mtime)
+    logger.warning(
+        "%s: of commit %s not all is on this machine; %s is used", _place(repo, revision), config.parent.name, last.name
+    )
+    return last
+
+
+def hub_digest(repo: str, file: str, *, revision: str | None = None, access: Access | None = None) -> str | None:
+    """The sha256 of a file that the Hub tells of large ones, by one request; of others, and without an answer, None."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        told = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), token=(access or Access()).token).etag
+    except Exception:  # the Hub's own errors, or its HTTP library's
+        return None
+    return told
+
+
+def full_name(repo: str, token: str | bool | None = None) -> str:
+    """``"repo"`` of one's own as ``"me/repo"``.
+
+    Raises:
+        ValueError: If it is no name of a repository.
+        PermissionError: Without a token.
+    """
+    if "/" in repo:
+        return parse_name(repo)[0]
+    from huggingface_hub import HfApi
+
+    _knock(repo, "", pushing=True)
+    try:
+        owner = HfApi(token=token).whoami()["name"]
+    except Exception as error:
+        raise _explained(error, repo, "", pushing=True) from error
+    return parse_name(f"{owner}/{repo}")[0]
 
 
 def hub_file(repo: str, file: str, *, revision: str | None = None, access: Access | None = None) -> Path:
@@ -238,6 +303,10 @@ def push_folder(
             )
     except Exception as error:
         raise _explained(error, f"{HF_HUB}{repo}", "", pushing=True) from error
+    if not create_pr:  # what this machine knows of the branch is of before
+        ref = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs" / (branch or "main")
+        with suppress(OSError):
+            ref.unlink(missing_ok=True)
     return str(getattr(commit, "pr_url", None) or commit.commit_url)
 
 
@@ -273,6 +342,8 @@ def _knock(place: str, file: str, *, pushing: bool = False) -> None:
     from huggingface_hub import constants
 
     address = urllib.parse.urlsplit(constants.ENDPOINT)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError(f"HF_ENDPOINT is {constants.ENDPOINT!r}, expected an address such as https://hf-mirror.com")
     host, port = address.hostname or "", address.port or {"http": 80}.get(address.scheme, 443)
     if {address.scheme, "all"} & urllib.request.getproxies().keys() and not urllib.request.proxy_bypass(host):
         return  # the proxy looks the address up
@@ -332,6 +403,8 @@ def _explained(error: Exception, place: str, file: str, *, pushing: bool = False
         )
     if status == 403:
         return PermissionError(f"{place} may not be {'written' if pushing else 'read'} with this token: {log_in}")
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return OSError(error.errno, error.strerror, error.filename or "the cache of the Hugging Face Hub")
     if isinstance(error, OSError) and not isinstance(error, ConnectionError) and error.filename:
         return type(error)(error.errno, error.strerror, error.filename)  # this machine's: no space, no permission
     return _unreachable(place, file, _reason(error), pushing=pushing)

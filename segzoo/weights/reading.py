@@ -75,7 +75,7 @@ def check_weights_file(path: str | os.PathLike[str]) -> Path:
         FileNotFoundError, IsADirectoryError: If there is no such file.
         ValueError: For a name that no weights file has, an empty file, a web page, a Git LFS pointer, an archive.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a weights file ({', '.join(SUFFIXES)})")
     if not path.is_file():

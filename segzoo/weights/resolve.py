@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,32 @@ from segzoo._errors import unknown_name
 from segzoo.weights.catalog import get_weights, list_weights
 from segzoo.weights.convert import ARCHITECTURE, SUFFIXES, read_arguments, read_state_dict
 from segzoo.weights.fetch import fetch
-from segzoo.weights.folder import CONFIG, COPY_AGAIN, LOCAL_DIR, WEIGHTS, Checkpoint, Damaged, NotOurs, read_folder
-from segzoo.weights.hub import HF_HUB, Access, hub_folder, parse_name
+from segzoo.weights.folder import (
+    CONFIG,
+    COPY_AGAIN,
+    LOCAL_DIR,
+    WEIGHTS,
+    Checkpoint,
+    Damaged,
+    NotOurs,
+    read_config,
+    read_folder,
+    record_of,
+)
+from segzoo.weights.hub import HF_HUB, Access, hub_file, hub_folder, parse_name
 from segzoo.weights.record import Source, Weights
 from segzoo.weights.tensors import read_metadata
 
-__all__ = ["arguments_of", "download", "find_record", "is_saved", "read_checkpoint", "read_hub", "read_saved"]
+__all__ = [
+    "arguments_of",
+    "describe",
+    "download",
+    "find_record",
+    "is_saved",
+    "read_checkpoint",
+    "read_hub",
+    "read_saved",
+]
 
 
 def download(
@@ -123,6 +145,7 @@ def read_checkpoint(
             token=access.token,
         )
         return Checkpoint(None, read_state_dict(path), record.name, record)
+    text = str(Path(text).expanduser()) if text.startswith("~") else text
     if (Path(text) / CONFIG).is_file():
         raise ValueError(f"{text} is a folder: weights={LOCAL_DIR + text!r} loads the model in it")
     if not isinstance(weights, str) or len(Path(text).parts) > 1 or Path(text).suffix.lower() in SUFFIXES:
@@ -144,6 +167,24 @@ def read_saved(name: str, *, revision: str | None = None, access: Access | None 
     if revision is not None:
         raise ValueError(f"revision={revision!r} is for {HF_HUB}org/repo, and {name} is a folder")
     return read_folder(name)
+
+
+def describe(name: str) -> Weights:
+    """The record of a saved model, in a folder or on the Hub, whose weights are not fetched for it.
+
+    Args:
+        name: ``"local-dir:PATH"`` or ``"hf-hub:org/repo[@revision]"``.
+    """
+    if not name.startswith(HF_HUB):
+        record = read_folder(name).record
+        assert record is not None
+        return record
+    repo, revision = parse_name(name)
+    config = hub_file(repo, CONFIG, revision=revision)
+    with _named(repo, f"{HF_HUB}{repo}@{config.parent.name}") as origin:
+        saved, expected = read_config(config.parent)
+    source = Source("hub", WEIGHTS, expected["sha256"], repo=repo, revision=config.parent.name)
+    return record_of(saved, origin, source)
 
 
 def read_hub(name: str, *, revision: str | None = None, access: Access | None = None) -> Checkpoint:
@@ -181,9 +222,15 @@ def read_hub(name: str, *, revision: str | None = None, access: Access | None = 
 
 def _read_snapshot(repo: str, folder: Path) -> Checkpoint:
     commit = folder.name
-    origin = f"{HF_HUB}{repo}@{commit}"
-    try:
+    with _named(repo, f"{HF_HUB}{repo}@{commit}") as origin:
         return read_folder(folder, origin=origin, source=Source("hub", WEIGHTS, None, repo=repo, revision=commit))
+
+
+@contextmanager
+def _named(repo: str, origin: str) -> Iterator[str]:
+    """Errors name the repository, not only a file in a cache."""
+    try:
+        yield origin
     except NotOurs as error:
         whose = f"is a model of {error.library}, not one" if error.library else "is no model"
         raise ValueError(

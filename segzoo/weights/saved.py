@@ -10,7 +10,11 @@ from typing import Any
 from segzoo._errors import some_of
 from segzoo.weights.catalog import Preprocessing
 
-__all__ = ["SavedModel", "plain"]
+__all__ = ["NO_ARGUMENTS", "SavedModel", "plain"]
+
+
+# Arguments of a factory that are not the architecture's: numbers that have fields of their own, and where weights were.
+NO_ARGUMENTS = ("num_classes", "in_channels", "weights", "encoder_weights", "progress")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,9 @@ class SavedModel:
         """
         _check_names("field", values, [f.name for f in fields(cls)])
         given = {name: _frozen(value) for name, value in values.items()}
+        arguments = given["arguments"]
+        if isinstance(arguments, dict) and (strange := [name for name in NO_ARGUMENTS if name in arguments]):
+            raise ValueError(f"arguments must not hold {', '.join(strange)}: numbers have fields of their own")
         preprocessing = given["preprocessing"]
         if not isinstance(preprocessing, dict):
             raise ValueError(f"preprocessing must be an object, got {preprocessing!r}")

@@ -28,7 +28,8 @@ def read_tensors(source: str | os.PathLike[str] | BinaryIO) -> dict[str, Tensor]
     """The tensors of a safetensors file, read as fast as the file itself.
 
     safetensors' own ``load_file`` maps the file: whoever changes it changes the model, and on Windows nobody can. Here
-    every tensor is read to its place, in one aligned allocation of the process's own; each has a storage of its own.
+    every tensor is read to its place, in one aligned allocation of the process's own, which lives as long as any of
+    them. Each has a storage of its own, as ``torch.save`` needs it.
 
     Args:
         source: The file's path, or the open file.

@@ -12,6 +12,7 @@ __all__ = ["download"]
 
 _TIMEOUT = 30.0  # seconds without a byte
 _TRIES = 3  # in a row that bring nothing new
+_MOST = 50  # in all
 _PAUSE = 1.0  # seconds
 _BLOCK = 1 << 18
 _OVERLOADED = {429, 500, 502, 503, 504}
@@ -29,8 +30,8 @@ def download(url: str, path: Path, *, progress: bool) -> None:
         ConnectionError: If the server did not give the whole file; it says what it answered.
         OSError: If the file cannot be written.
     """
-    failed = 0
-    while True:
+    failed = longest = 0
+    for _ in range(_MOST):
         before = _length(path)
         try:
             _append(url, path, progress)
@@ -42,10 +43,12 @@ def download(url: str, path: Path, *, progress: bool) -> None:
             reason, retry = f"the server answered {error.code}", error.code in _OVERLOADED or error.code == 416
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason, retry = _words(error), True
-        failed = failed + 1 if _length(path) <= before else 0
+        failed = failed + 1 if _length(path) <= longest else 0
+        longest = max(longest, _length(path))
         if not retry or failed >= _TRIES:
-            raise ConnectionError(reason)
+            break
         time.sleep(_PAUSE)
+    raise ConnectionError(reason)
 
 
 def _append(url: str, path: Path, progress: bool) -> None:

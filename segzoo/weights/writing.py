@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segzoo._files import check_writable, write_whole
 
-__all__ = ["check_target", "write_state_dict"]
+__all__ = ["check_target", "standing_alone", "write_state_dict"]
 
 _ALIGNMENT = 8  # bytes: where safetensors has its tensors begin
 
@@ -39,7 +39,7 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str], 
     """
     from safetensors.torch import save
 
-    content = memoryview(save(_alone(state), metadata={"format": "pt"}))
+    content = memoryview(save(standing_alone(state), metadata={"format": "pt"}))
     length = int.from_bytes(content[:8], "little")
     header = json.loads(bytes(content[8 : 8 + length]))
     # safetensors itself writes several entries in an order that differs from run to run.
@@ -84,8 +84,8 @@ def check_target(out: str | os.PathLike[str], source: str | os.PathLike[str], *,
     return target
 
 
-def _alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is a view of something larger, or has two names, cannot be in such a file: it gets values of its own."""
+def standing_alone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with values of its own: views and second names cannot be in a safetensors file."""
     seen: set[int] = set()
     alone = {}
     for key, value in state.items():
