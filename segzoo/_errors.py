@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Sequence
 
-__all__ = ["some_of", "unknown_name"]
+__all__ = ["caller_level", "shown", "some_of", "unknown_name"]
 
 _MOST_LISTED = 16
 
@@ -37,4 +38,23 @@ def some_of(keys: Sequence[str], most: int = 4) -> str:
         >>> some_of(list("abcdef"))
         'a, b, c, d …'
     """
-    return ", ".join(keys[:most]) + (" …" if len(keys) > most else "")
+    return ", ".join(map(shown, keys[:most])) + (" …" if len(keys) > most else "")
+
+
+def shown(text: object, most: int = 120) -> str:
+    """A name from a file of somebody else's, for a message: nothing that a terminal obeys, and not too long.
+
+    Examples:
+        >>> shown("os\x1b[2J.system")
+        'os\\x1b[2J.system'
+    """
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: most + 1])
+    return plain if len(plain) <= most else plain[:most] + "…"
+
+
+def caller_level() -> int:
+    """The ``stacklevel`` with which a warning points at the caller's line that is neither ours nor torch's."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("segzoo", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level

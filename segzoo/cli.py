@@ -133,6 +133,13 @@ def _build_parser() -> argparse.ArgumentParser:
     convert.add_argument("output", metavar="OUT.safetensors", help="the file to write")
     convert.add_argument("--architecture", metavar="NAME", help="the model, where the keys do not tell (segzoo list)")
     convert.add_argument("--encoder", metavar="NAME", help="its encoder, where the keys do not tell")
+    convert.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other argument of the model that keys do not tell: --set rates=6,12,18 --set norm=group",
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
     convert.add_argument("--json", action="store_true", help="what was done, as JSON")
     convert.set_defaults(run=_convert)
@@ -631,11 +638,30 @@ def _convert(args: argparse.Namespace) -> int:
     from segzoo.models import convert_checkpoint
 
     arguments = {} if args.encoder is None else {"encoder": args.encoder}
+    arguments |= dict(_setting(text) for text in args.set)
+    if Path(args.output).is_file() and not args.overwrite:
+        raise FileExistsError(f"{args.output} is there already: name another file, or replace it with --overwrite")
     done = convert_checkpoint(
         args.input, args.output, architecture=args.architecture, overwrite=args.overwrite, **arguments
     )
     print(_json(done.to_json()) if args.json else done.report())
     return _DONE
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """``rates=6,12,18`` as an argument's name and value: JSON, several of it, or a word."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--set is {text!r}, expected NAME=VALUE, as norm=group")
+
+    def read(word: str) -> Any:
+        try:
+            return json.loads(word)
+        except ValueError:
+            return {"True": True, "False": False, "None": None}.get(word, word)
+
+    several = [read(word) for word in value.split(",")]
+    return name, several if "," in value and not value.startswith("[") else read(value)
 
 
 def _download(args: argparse.Namespace) -> int:

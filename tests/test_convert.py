@@ -176,8 +176,11 @@ def test_a_converted_file_brings_its_arguments(tmp_path: Path) -> None:
         convert_checkpoint(source, file, encoder="mobilenetv3_small_05")
     assert not file.exists()
     made = convert_checkpoint(source, file, encoder="mobilenetv3_small_050", rates=(2, 4, 6))
-    assert not made.notes  # what was asked for was given
-    assert identify(theirs.state_dict()).notes[-1].startswith("its rates do not show in its keys: smp's (12, 24, 36)")
+    (note,) = made.notes  # what was asked for was given
+    assert "output_stride= is given" in note
+    assert any(
+        "its rates do not show in its keys: smp's (12, 24, 36)" in n for n in identify(theirs.state_dict()).notes
+    )
     assert list(made.arguments) == ["encoder", "rates", "align_corners", "dilate_first"]
     assert read_arguments(file) == json.loads(json.dumps(dict(made.arguments)))
     x = torch.randn(1, 3, 64, 64)
@@ -578,3 +581,43 @@ def test_mask_rcnns_outputs(tmp_path: Path) -> None:
     assert len(expected["boxes"]) > 0
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "argument"),
+    [
+        ("Unet", {"decoder_interpolation": "bilinear"}, {"upsample": "bilinear"}),
+        ("DeepLabV3Plus", {"encoder_output_stride": 8}, {"output_stride": 8}),
+        ("FPN", {"decoder_interpolation": "bilinear"}, None),
+        ("UnetPlusPlus", {"decoder_interpolation": "bilinear"}, None),
+    ],
+)
+def test_what_keys_do_not_tell_is_said_and_can_be_given(
+    kind: str, options: dict[str, Any], argument: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    theirs = shaken(of_smp(kind, "resnet18", **options)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    made = convert_checkpoint(tmp_path / "theirs.pth", tmp_path / "a.safetensors")
+    word = next(iter(argument)) if argument else "another would give other maps"
+    assert any(word in note for note in made.notes)
+    if argument is not None:
+        made = convert_checkpoint(tmp_path / "theirs.pth", tmp_path / "b.safetensors", **argument)
+        assert not any(word in note for note in made.notes)
+        x = torch.randn(1, 3, 64, 64)
+        ours = segzoo.create_model(made.architecture, weights=tmp_path / "b.safetensors").eval()
+        with torch.no_grad():
+            expected = theirs(x)
+            assert (ours(x) - expected).abs().max() <= 1e-5 * expected.abs().max().clamp_min(1)
+
+
+def test_published_weights_bring_what_their_record_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's Mask R-CNN has other norms with its published weights than with any others."""
+    record = segzoo.get_weights("mask_rcnn_resnet50_fpn.coco")
+    monkeypatch.setattr("segzoo.models._conversion._published", lambda sha256: [record])
+    torch.save(
+        torchvision.models.detection.maskrcnn_resnet50_fpn(weights_backbone=None).state_dict(), tmp_path / "a.pth"
+    )
+    made = convert_checkpoint(tmp_path / "a.pth", tmp_path / "a.safetensors")
+    assert made.arguments["norm_eps"] == 0.0 and not any("norm_eps=0.0" in note for note in made.notes)
+    model: Any = segzoo.create_model("mask_rcnn_resnet50_fpn", weights=tmp_path / "a.safetensors")
+    assert {m.eps for m in model.backbone.body.modules() if "FrozenBatchNorm" in type(m).__name__} == {0.0}

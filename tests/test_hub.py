@@ -36,6 +36,7 @@ from segzoo.weights.convert import read_state_dict
 from segzoo.weights.fetch import fetch
 from segzoo.weights.hub import hub_folder
 
+BUNDLED = Path(segzoo.weights.hub.__file__).with_name("u2net_lite.duts.safetensors")
 REPO = "zoo/cups"
 NAME = f"hf-hub:{REPO}"
 FILES = ["README.md", "config.json", "model.safetensors"]
@@ -945,3 +946,163 @@ def test_the_real_file_of_a_publisher(published: Hub, u2netp_onnx: Path) -> None
     assert torch.equal(model.predict(x), segzoo.u2net_lite(weights=u2netp_onnx).eval().predict(x))
     published.stop()
     assert fetch(wanted, progress=False).is_file()
+
+
+# What readers of this code have found.
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+def test_a_file_whose_digest_nobody_published_is_checked_by_the_hubs(
+    damaged: int, links: bool, hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the cache's links, whose names are digests, and without, as on Windows."""
+    import huggingface_hub.file_download as downloads
+
+    monkeypatch.setattr(downloads, "are_symlinks_supported", lambda *args: links)
+    hub.add_file("zoo/segformer", "pytorch_model.bin", BUNDLED.read_bytes())
+    record = dataclasses.replace(
+        segzoo.get_weights("segformer.b0_ade20k"),
+        sources=(Source("hub", "pytorch_model.bin", None, repo="zoo/segformer"),),
+    )
+    if damaged:
+        hub.corrupt("pytorch_model.bin", at=-10, times=damaged)
+    if damaged == 2:
+        with pytest.raises(ConnectionError, match="has sha256 [0-9a-f]{64}, and the Hub says [0-9a-f]{64}"):
+            fetch(record, progress=False)
+        return
+    path = fetch(record, progress=False)
+    hub.forget()
+    assert fetch(record, progress=False) == path and not hub.requests
+
+
+def test_what_an_older_converter_kept_is_converted_anew(
+    hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_file("zoo/mirror", "a.safetensors", BUNDLED.read_bytes())
+    source = Source("hub", "a.safetensors", sha256(BUNDLED.read_bytes()), repo="zoo/mirror")
+    record = dataclasses.replace(segzoo.get_weights("u2net_full.duts"), sources=(source,))
+    first = fetch(record, progress=False)
+    monkeypatch.setattr("segzoo.weights.fetch._CONVERSION", 2)
+    assert fetch(record, progress=False) not in (first, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda config: config.update(num_classes=5, classes=None), "as its config.json describes it, does not fit"),
+        (lambda config: config["arguments"].update(num_classes=9), "arguments must not hold num_classes"),
+        (lambda config: config["arguments"].update(weights="duts"), "arguments must not hold weights"),
+        (lambda config: config["arguments"].update(norm="batch"), "as its config.json describes it, does not fit"),
+        (lambda config: config.update(in_channels=4), "4 numbers, a channel each|does not fit"),
+    ],
+)
+def test_a_config_that_says_otherwise_than_the_weights(
+    change: Callable[[dict[str, Any]], object], words: str, saved: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    change(config)
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=words):
+        segzoo.create_model(f"local-dir:{tmp_path / 'model'}")
+
+
+def test_a_server_that_breaks_off_here_and_there_is_given_up(hub: Hub, tmp_path: Path) -> None:
+    url = hub.publish("a.bin", b"x" * 1000)
+    lengths = iter([400, 600] * 100)
+    hub.truncate("/files/*", 500, times=None)
+    tries: list[int] = []
+
+    def breaks_off(url: str, path: Path, progress: bool) -> None:
+        path.write_bytes(b"x" * next(lengths))
+        tries.append(1)
+        raise ConnectionError("broke off")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segzoo.weights.urls, "_append", breaks_off)
+        with pytest.raises(ConnectionError, match="broke off"):
+            segzoo.weights.urls.download(url, tmp_path / "a.bin", progress=False)
+    assert len(tries) < 10
+
+
+def test_the_home_folder(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cups().save_pretrained("~/model", **TERMS)
+    same(segzoo.create_model("local-dir:~/model").eval(), tmp_path / "model")
+    segzoo.unet(weights="~/model/model.safetensors", base_channels=2, norm="group")
+
+
+@pytest.mark.parametrize(("branch", "place"), [(None, "hf-hub:alice/mine"), ("exp", "hf-hub:alice/mine@exp")])
+def test_the_card_names_what_was_pushed(branch: str | None, place: str, hub: Hub, client: Client) -> None:
+    cups().push_to_hub("mine", **TERMS, **ALICE, branch=branch)
+    card = hub.read("alice/mine", "README.md", branch or "main").decode()
+    assert f'segzoo.Predictor("{place}")' in card
+    load(re.findall(r'create_model\("(hf-hub:[^"]+)"\)', card)[0])
+
+
+def test_after_ones_own_push_the_new_model_is_loaded(there: Hub, saved: Path) -> None:
+    same(load(), saved)
+    newer = cups(5)
+    newer.push_to_hub(REPO, **TERMS, **ALICE)
+    assert_same(newer.eval(), load())
+
+
+def test_a_branch_that_another_tool_has_moved_on_is_no_loss_offline(
+    there: Hub, client: Client, saved: Path, better: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    load()
+    put(there, better)
+    hf_hub_download(REPO, "config.json")  # which moves main on, without the weights
+    client.go_offline()
+    same(load(), saved)
+    assert "not all is on this machine" in caplog.text
+
+
+def test_a_full_disk_is_not_the_networks_fault(hub: Hub, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add_file("zoo/mirror", "a.safetensors", BUNDLED.read_bytes())
+    known = sha256(BUNDLED.read_bytes())
+    sources = (Source("hub", "a.safetensors", known, repo="zoo/mirror"), Source("url", hub.publish("b", b"b"), known))
+    record = dataclasses.replace(segzoo.get_weights("u2net_full.duts"), sources=sources)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("segzoo.weights.fetch.write_state_dict", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fetch(record, progress=False)
+    assert not isinstance(caught.value, ConnectionError) and hub.count("/files/*") == 0
+
+
+def test_a_cache_of_converted_files_that_cannot_be_written(
+    hub: Hub, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file/torch"))
+    record = segzoo.get_weights("u2net_full.duts")
+    with pytest.raises(FileNotFoundError, match="are not on this machine, and local_files_only was given"):
+        fetch(record, local_files_only=True)
+    with pytest.raises(OSError, match="cannot be written .*: set TORCH_HOME, or give cache_dir="):
+        fetch(record)
+
+
+def test_an_address_of_the_hub_that_is_none(client: Client) -> None:
+    client.change(ENDPOINT="hf-mirror.com")
+    with pytest.raises(
+        ValueError, match="HF_ENDPOINT is 'hf-mirror.com', expected an address such as https://hf-mirror"
+    ):
+        load()
+
+
+def test_options_that_would_do_nothing_are_refused(client: Client) -> None:
+    with pytest.raises(ValueError, match="cache_dir='x' is for weights, and 'unet' is made without"):
+        segzoo.create_model("unet", cache_dir="x")
+    with pytest.raises(ValueError, match="local_files_only is for weights, and 'fpn' is made without"):
+        segzoo.create_model("fpn", local_files_only=True)
+    client.go_offline()
+    with pytest.raises(ValueError, match="force_download fetches files again, and HF_HUB_OFFLINE is set"):
+        load(force_download=True)
+    with pytest.raises(OSError, match="resnet50.* not on this machine .*HF_HUB_OFFLINE is set"):
+        segzoo.deeplabv3_resnet50(weights=None, encoder_weights="imagenet")

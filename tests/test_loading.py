@@ -286,3 +286,26 @@ def test_models_that_read_some_maps_can_be_built_without_gradients() -> None:
     with torch.no_grad():
         model = create_untrained("deeplabv3plus", encoder="resnet10t", decoder_channels=8)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_comes_to_the_default_device() -> None:
+    """With the meta device in a GPU's place."""
+    with torch.device("meta"):
+        assert {p.device.type for p in segzoo.u2net_lite().parameters()} == {"meta"}
+    assert {p.device.type for p in segzoo.u2net_lite().parameters()} == {"cpu"}
+
+
+def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
+    model: Any = segzoo.unet(base_channels=4)
+    blocks = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.num_features == 4]
+    blocks[1].weight = blocks[0].weight
+    model.save_pretrained(tmp_path / "a", license="mit", training_data={"none": "random"})
+    again = segzoo.create_model(f"local-dir:{tmp_path / 'a'}")
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_the_warning_of_another_norm_points_at_the_callers_line() -> None:
+    for build in (lambda: segzoo.u2net_lite(norm="group"), lambda: segzoo.create_model("u2net_lite", norm="group")):
+        with pytest.warns(UserWarning, match="has another norm") as caught:
+            build()
+        assert caught[0].filename == __file__

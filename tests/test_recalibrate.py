@@ -433,3 +433,13 @@ def test_what_is_measured_goes_on_unchanged_in_float64() -> None:
     x = torch.rand(1, 2, 4, 4, dtype=torch.float64) + 5
     calibrate(network, [x])
     assert network[1].running_mean.min() > 5 / (1 + 1e-5) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_folded_norms_show_in_half_precision(dtype: torch.dtype, u2netp_onnx: Path) -> None:
+    assert has_folded_norms(segzoo.u2net_lite(u2netp_onnx).to(dtype))
+    assert not has_folded_norms(segzoo.u2net_lite(None).to(dtype))
+
+
+def test_models_whose_norms_are_folded_come_in_eval_mode(u2netp_onnx: Path) -> None:
+    assert not segzoo.u2net_lite(u2netp_onnx).training and segzoo.u2net_lite().training

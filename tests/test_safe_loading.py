@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import segzoo
+from segzoo.registry import create_untrained
 from segzoo.weights.convert import read_arguments, read_raw, read_state_dict, unified
 from segzoo.weights.pickles import wanted_by
 from segzoo.weights.torchvision_keys import mask_rcnn_from_older
@@ -348,3 +350,51 @@ def test_raw_keys_are_their_own(tmp_path: Path) -> None:
     torch.save({"model": {"rpn.head.conv.bias": torch.zeros(1)}}, tmp_path / "a.pth")
     assert list(read_raw(tmp_path / "a.pth").state) == ["rpn.head.conv.bias"]
     assert list(read_state_dict(tmp_path / "a.pth")) == ["rpn.head.conv.0.0.bias"]
+
+
+def test_a_file_that_holds_itself_or_things_many_times_ends(tmp_path: Path) -> None:
+    itself: dict[str, Any] = {"state_dict_ema": {"a.weight": torch.zeros(2, 2)}}
+    itself["model"] = itself
+    torch.save(itself, tmp_path / "itself.pth")
+    with pytest.raises(ValueError, match=r"itself\.pth holds a state dict, if any, under 8 names or more"):
+        read_state_dict(tmp_path / "itself.pth")
+    wide: Any = {"nothing": 1}
+    for _ in range(3):
+        wide = {f"k{i}": wide for i in range(300)}
+    torch.save({"model": wide}, tmp_path / "wide.pth")
+    with pytest.raises(ValueError, match=r"wide\.pth holds no state dict"):
+        read_state_dict(tmp_path / "wide.pth")
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2, device="meta")])
+def test_tensors_without_plain_values_are_named(value: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"a.weight": value, "a.bias": torch.zeros(2)}, tmp_path / "a.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of sparse tensors
+        with pytest.raises(ValueError, match=r"a\.pth has 1 tensors without plain values.*\(a\.weight\)"):
+            read_state_dict(tmp_path / "a.pth")
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    state = create_untrained("unet", base_channels=2).state_dict()
+    state["head.weight"] = torch.ones_like(state["head.weight"], dtype=torch.int8)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"1 other kinds \(head\.weight int8\)"):
+        segzoo.unet(weights=tmp_path / "a.pth", base_channels=2)
+
+
+def test_a_strangers_names_are_shown_and_not_obeyed(tmp_path: Path) -> None:
+    torch.save({"a\nb\x1b[2J.weight": torch.zeros(2), "\u202ec.bias": torch.zeros(1)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError) as caught:
+        segzoo.u2net_lite(weights=tmp_path / "a.pth")
+    assert str(caught.value).isprintable() and r"a\nb\x1b[2J" in str(caught.value)
+    (tmp_path / "b.pth").write_bytes(b"\x80\x02cos\x1b[2J\n" + b"x" * 100000 + b"\n.")
+    with pytest.raises(ValueError) as caught:
+        read_state_dict(tmp_path / "b.pth")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_a_lightning_modules_own_name_for_its_network_is_taken_off(tmp_path: Path) -> None:
+    state = create_untrained("unet", base_channels=2).state_dict()
+    torch.save({"state_dict": {f"segmenter_net.{key}": value for key, value in state.items()}}, tmp_path / "a.ckpt")
+    assert read_state_dict(tmp_path / "a.ckpt").keys() == state.keys()

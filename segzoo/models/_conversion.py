@@ -22,12 +22,12 @@ from segzoo.weights.catalog import get_weights, list_weights
 from segzoo.weights.convert import ARCHITECTURE, ARGUMENTS, read_raw, unified
 from segzoo.weights.digests import sha256_of
 from segzoo.weights.identify import NO_ENCODER, OWN_ENCODER, Found, identify
-from segzoo.weights.saved import plain
+from segzoo.weights.record import Weights
+from segzoo.weights.saved import NO_ARGUMENTS, plain
 from segzoo.weights.writing import check_target, write_state_dict
 
 __all__ = ["Conversion", "convert_checkpoint"]
 
-_NOT_ARGUMENTS = ("weights", "encoder_weights", "progress", "num_classes", "in_channels")
 _COUNTER = "num_batches_tracked"
 _REASONS = (  # of keys that are not in the result as they were; None: their values are, in another form
     (r".*running_mean|decoder\.psp\..*\.bias|.*\.attn\.[kv]\..*|.*\.attention\..*(?:key|value|[kv]_proj)\..*", None),
@@ -114,7 +114,8 @@ def convert_checkpoint(
 ) -> Conversion:
     """Convert a checkpoint, ours or another's, into a safetensors file in our keys that says what it is.
 
-    The file gives the model that the checkpoint itself gives, bit by bit. What its network was built with is in its
+    The file gives the model that ``weights=`` makes of the checkpoint itself, bit by bit; where keys do not tell what
+    that was built with (rates, strides, how a decoder enlarges maps), the report says what was taken. It is in the
     header, and is used where a factory's argument is None.
 
     Args:
@@ -144,12 +145,18 @@ def convert_checkpoint(
     name = found.architecture if architecture is None else architecture
     if name is None:
         why = "; ".join(found.notes)
-        raise ValueError(f"{source} cannot be converted: {why}; where you know what it is, give its architecture")
-    given = _checked_arguments(source, name, found, arguments)
-    model, state = _fitting_model(name, unified(contents.state), found, given)
-    fitted, added = _fit(state, model, f"{source} (as {name})")
-    given = {key: value for key, value in given.items() if value is not None}
+        advice = "; where you know what it is, give its architecture" if found.format == "unknown" else ""
+        raise ValueError(f"{source} cannot be converted: {why}{advice}")
     source_sha256 = sha256_of(source)
+    records = _published(source_sha256)
+    known = {key: value for r in records if r.architecture == name for key, value in r.arguments.items()}
+    given = {**known, **_checked_arguments(source, name, found, arguments)}
+    model, state = _fitting_model(name, unified(contents.state), found, given)
+    try:
+        fitted, added = _fit(state, model, f"{source} (as {name})")
+    except ValueError as error:
+        raise ValueError("; ".join([str(error), *found.notes])) from None
+    given = {key: value for key, value in given.items() if value is not None}
     metadata = {
         ARCHITECTURE: name,
         ARGUMENTS: json.dumps(plain(given), sort_keys=True),
@@ -157,7 +164,9 @@ def convert_checkpoint(
         "source_sha256": source_sha256,
     }
     dropped = {**contents.dropped, **_dropped(contents.state, fitted)}
-    open_notes = [note for note in found.notes if not any(f"{argument}=" in note for argument in arguments)]
+    said = {**known, **arguments}
+    open_notes = [note for note in found.notes if not any(f"{argument}=" in note for argument in said)]
+    open_notes += [f"these are the published weights {record.name} ({record.license})" for record in records]
     return Conversion(
         source=source,
         out=target,
@@ -170,7 +179,7 @@ def convert_checkpoint(
         converted=len(contents.state) + len(contents.dropped) - len(dropped),
         dropped=dropped,
         added=added,
-        notes=(*contents.notes, *open_notes, *_published(source_sha256)),
+        notes=(*contents.notes, *open_notes),
         source_sha256=source_sha256,
         sha256=write_state_dict(fitted, target, metadata),
     )
@@ -181,7 +190,7 @@ def _checked_arguments(source: Path, name: str, found: Found, arguments: Mapping
     factory = find_factory(name)
     if factory is None:
         raise unknown_name("model", name, list_models())
-    for argument in _NOT_ARGUMENTS:
+    for argument in NO_ARGUMENTS:
         if argument in arguments:
             raise TypeError(f"{argument} is none of a conversion's arguments: it is what the checkpoint has")
     parameters = inspect.signature(factory).parameters
@@ -249,8 +258,7 @@ def _dropped(source: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> dict
     return dropped
 
 
-def _published(sha256: str) -> list[str]:
-    """What the catalogue knows of a file with that digest."""
+def _published(sha256: str) -> list[Weights]:
+    """The catalogue's records of a file with that digest."""
     records = [get_weights(name) for name in list_weights()]
-    same = [r for r in records if any(s.sha256 and sha256.startswith(s.sha256) for s in r.sources)]
-    return [f"these are the published weights {record.name} ({record.license})" for record in same]
+    return [r for r in records if any(s.sha256 and sha256.startswith(s.sha256) for s in r.sources)]

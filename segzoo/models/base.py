@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segzoo._errors import caller_level
 from segzoo.encoders.base import Encoder
 from segzoo.layers.norm import Norm
 from segzoo.models._pretrained import Pretrained, origin_of
@@ -144,7 +145,7 @@ class SegmentationModel(Pretrained, nn.Module):
                 "this model's norms were folded into its convolutions by its publisher, and training would ruin it: "
                 "segzoo.weights.recalibrate(model, pictures) first, with some dozens of your pictures",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
         return super().train(mode)
 
@@ -237,6 +238,9 @@ def build_model(
         progress: Whether a download shows a bar.
         **arguments: The class's further arguments.
 
+    Returns:
+        The model, in train mode as any new module; in eval mode where its norms are folded.
+
     Raises:
         ValueError: For unknown weights, or a checkpoint that does not fit.
     """
@@ -278,6 +282,8 @@ def build_model(
         model.classes = (record.classes or None) if model.num_classes == record.num_classes else None
     if weights.saved is not None:
         model.take_over(weights.saved)
+    if has_folded_norms(model):
+        model.eval()  # so that nobody trains it without a word: train() says what to do first
     return model
 
 
@@ -304,7 +310,8 @@ def _made_of(state: StateDict, make: Callable[[], Model]) -> Model | None:
     except (RuntimeError, NotImplementedError):  # it computes something as it is made, which needs values
         return None
     target = model.state_dict()
-    fits = {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in target.items()}
+    looks = [{k: (v.shape, v.is_floating_point()) for k, v in values.items()} for values in (state, target)]
+    fits = looks[0] == looks[1]
     if not fits or not all(value.is_meta for value in target.values()) or _has_other_tensors(model):
         return None
     places: set[int] = set()

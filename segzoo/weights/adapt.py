@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from segzoo._errors import some_of
+from segzoo._errors import caller_level, some_of
 
 __all__ = ["adapt_state_dict", "adapt_stem", "refuse_misfits"]
 
@@ -85,17 +84,8 @@ def adapt_state_dict(
             f"{origin} has another norm: γ and β were kept, its statistics were not; the model needs fine-tuning "
             "(with an EvoNorm, nearly from scratch)"
         )
-        warnings.warn(message, UserWarning, stacklevel=_outside())
+        warnings.warn(message, UserWarning, stacklevel=caller_level())
     return adapted
-
-
-def _outside() -> int:
-    """The ``stacklevel`` of the caller's line that is not this library's."""
-    frame = inspect.currentframe()
-    level = 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "segzoo":
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _other_classes(state: Mapping[str, Tensor], target: Mapping[str, Tensor], heads: tuple[str, ...]) -> bool:
@@ -168,10 +158,12 @@ def refuse_misfits(adapted: Mapping[str, Tensor], target: Mapping[str, Tensor], 
         for key in target
         if key in adapted and adapted[key].shape != target[key].shape
     ]
-    problems = [
-        f"{len(keys)} {what} ({some_of(keys)})"
-        for what, keys in (("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", shapes))
-        if keys
+    kinds = [
+        f"{key} {str(adapted[key].dtype).removeprefix('torch.')}"
+        for key in target
+        if key in adapted and target[key].is_floating_point() and not adapted[key].is_floating_point()
     ]
+    lists = {"missing keys": missing, "unexpected keys": unexpected, "other shapes": shapes, "other kinds": kinds}
+    problems = [f"{len(keys)} {what} ({some_of(keys)})" for what, keys in lists.items() if keys]
     if problems:
         raise ValueError(f"{origin} does not fit this model: {'; '.join(problems)}")

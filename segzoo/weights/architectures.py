@@ -50,7 +50,7 @@ def _unless(default: Any, **values: Any) -> dict[str, Any]:
 
 
 def _first(state: State, key: str) -> int:
-    return int(state[key].shape[0]) if key in state else 0
+    return int(state[key].shape[0]) if key in state and state[key].ndim else 0
 
 
 def _encoder(state: State) -> dict[str, Any]:

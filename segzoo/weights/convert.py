@@ -15,6 +15,7 @@ from torch import Tensor
 from segzoo._errors import some_of
 from segzoo.weights.onnx_reader import read_convolutions
 from segzoo.weights.reading import SUFFIXES, check_weights_file, read_contents
+from segzoo.weights.saved import NO_ARGUMENTS
 from segzoo.weights.tensors import read_metadata
 from segzoo.weights.torchvision_keys import mask_rcnn_from_older
 from segzoo.weights.unwrap import Contents, StateDict
@@ -281,6 +282,10 @@ def read_arguments(path: str | os.PathLike[str]) -> dict[str, Any]:
         arguments = json.loads(text)
     except (ValueError, RecursionError):
         arguments = None
+    if isinstance(arguments, dict) and (strange := [name for name in NO_ARGUMENTS if name in arguments]):
+        raise ValueError(
+            f"{path}: {ARGUMENTS} in its header must not hold {', '.join(strange)}: convert the file again"
+        )
     if not isinstance(arguments, dict):
         raise ValueError(f"{path}: {ARGUMENTS} in its header is no JSON object: convert the file again")
     return arguments

@@ -213,7 +213,8 @@ def _place(repo: str, revision: str | None) -> str:
 
 def _file(repo: str, file: str, revision: str | None, access: Access, place: str) -> Path:
     """As ``hub_file``; ``place`` is what messages call the repository."""
-    if not access.force_download and (cached := _cached(repo, file, revision, access)) is not None:
+    cached = _cached(repo, file, revision, access)
+    if not access.force_download and cached is not None:
         return cached
     if access.offline:
         why = "local_files_only was given" if access.local_files_only else "HF_HUB_OFFLINE is set"
@@ -227,7 +228,7 @@ def _file(repo: str, file: str, revision: str | None, access: Access, place: str
     for attempt in range(1, _TRIES + 1):
         begun = time.monotonic()
         try:
-            with _bars(access.progress):
+            with _bars(access.progress), _replaced(cached):
                 return Path(
                     hf_hub_download(
                         repo,
@@ -320,6 +321,23 @@ def _cached(repo: str, file: str, revision: str | None, access: Access) -> Path 
     cache = None if access.cache_dir is None else Path(access.cache_dir).expanduser()
     found = try_to_load_from_cache(repo, file, cache_dir=cache, revision=revision)
     return Path(found) if isinstance(found, str) else None  # or a mark that the file is known not to exist
+
+
+@contextmanager
+def _replaced(cached: Path | None) -> Iterator[None]:
+    """Where the cache has no links (Windows), its client leaves a file that is there as it is: out of the way with it."""
+    if cached is None or cached.is_symlink() or not cached.is_file():
+        yield
+        return
+    aside = cached.with_name(f".{cached.name}.old")
+    cached.replace(aside)
+    try:
+        yield
+    finally:
+        if cached.is_file():
+            aside.unlink()
+        else:
+            aside.replace(cached)
 
 
 @contextmanager

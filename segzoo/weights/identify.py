@@ -96,7 +96,10 @@ def _in_our_keys(kind: str, state: State, encoder: str | None = None) -> Found:
     if _is_folded(state):
         notes.append("its batch norms are folded: exact as it is, to be calibrated before it is trained further")
     if row.name == "mask_rcnn_resnet50_fpn":
-        notes.append("torchvision computes its published COCO weights, and no others, with norm_eps=0.0")
+        notes.append(
+            "torchvision computes its published COCO weights, and so what is fine-tuned from them, with norm_eps=0.0: "
+            "give it for such"
+        )
     if kind == "segzoo" and not any(key.endswith("running_mean") for key in state):
         notes.append("it has no running statistics: name the norm that it was trained with, as norm='group'")
     head, stem = state.get(row.head), _stem(state, row.stem)
@@ -104,7 +107,7 @@ def _in_our_keys(kind: str, state: State, encoder: str | None = None) -> Found:
         kind,
         name,
         arguments,
-        None if head is None else int(head.shape[0]),
+        None if head is None or head.ndim == 0 else int(head.shape[0]),
         None if stem is None else int(stem.shape[1]),
         tuple(notes),
     )
@@ -135,7 +138,11 @@ def _is_folded(state: State) -> bool:
     if weight is None or weight.is_meta or not weight.numel():
         return False
     # a fresh norm has a γ of 1: what makes up for ε is a little more
-    made_up = bool((weight == weight.flatten()[0]).all()) and 1 < float(weight.flatten()[0]) < 1.0001
+    made_up = bool((weight == weight.flatten()[0]).all()) and 1 <= float(weight.flatten()[0]) < 1.0001
+    bias = state.get(mean.removesuffix("running_mean") + "bias")
+    made_up = made_up and (
+        float(weight.flatten()[0]) > 1 or (bias is not None and bool(bias.any()))
+    )  # 1 in half precision
     return made_up and not bool(state[mean].any()) and bool((variance == 1).all())
 
 
@@ -155,6 +162,18 @@ _SMP_EXTRAS = {  # what some of its models have and ours have not
 }
 
 
+_NEAREST = "how its decoder enlarges maps does not show in its keys: smp's default, nearest, is taken"
+_SMP_UNSEEN = {  # what keys do not tell, and what is taken
+    "unet": (f"{_NEAREST} unless upsample='bilinear' is given",),
+    "unet_plusplus": (f"{_NEAREST}, the only one here: another would give other maps",),
+    "fpn": (f"{_NEAREST}, the only one here: another would give other maps",),
+    "deeplabv3plus": (
+        "its rates do not show in its keys: smp's (12, 24, 36) are taken unless rates= is given",
+        "its encoder's stride does not show in its keys: smp's default, 16, is taken unless output_stride= is given",
+    ),
+}
+
+
 def _of_smp(state: State) -> Found:
     for pattern, extra in _SMP_EXTRAS.items():
         if any(re.match(pattern, key) for key in state):
@@ -165,8 +184,7 @@ def _of_smp(state: State) -> Found:
             found = _in_our_keys(_SMP, convert(state), encoder=resnet_name(state, "encoder."))
             tu = any(key.startswith("encoder.model.") for key in state)
             notes = tuple(OWN_ENCODER if note is NO_ENCODER and not tu else note for note in found.notes)
-            if architecture == "deeplabv3plus":
-                notes += ("its rates do not show in its keys: smp's (12, 24, 36) are taken unless rates= is given",)
+            notes += _SMP_UNSEEN.get(architecture, ())
             return found._replace(architecture=architecture, notes=notes)
     known = "Unet, UnetPlusPlus, FPN, PSPNet and DeepLabV3Plus"
     return Found(_SMP, notes=(f"its decoder is of another model than {known}, which are converted",))

@@ -12,6 +12,8 @@ from typing import IO
 
 import torch
 
+from segzoo._errors import shown
+
 __all__ = ["wanted_by"]
 
 # How a pickle names what has another name in the programs that made it.
@@ -112,7 +114,7 @@ def _names(file: IO[bytes]) -> Iterator[str]:
 def _joined(module: str | None, name: str | None) -> str:
     if module is None or name is None:
         return "a name that it makes up while it is loaded"
-    return f"{_MODULES.get(module, module)}.{name}"
+    return shown(f"{_MODULES.get(module, module)}.{name}")
 
 
 def _name(allowed: object) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from segzoo._errors import some_of
-from segzoo.weights.catalog import Preprocessing
+from segzoo.weights.record import Preprocessing
 
 __all__ = ["NO_ARGUMENTS", "SavedModel", "plain"]
 

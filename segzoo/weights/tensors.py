@@ -119,10 +119,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """What a safetensors file says of itself beside its tensors; {} for any other file."""
     from safetensors import SafetensorError, safe_open
 
-    if Path(path).suffix.lower() != ".safetensors":
-        return {}
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError):  # another kind of file
         return {}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from segzoo._errors import some_of
@@ -23,8 +24,13 @@ _PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "model.", "net.", "net
 _ASIDE = re.compile(
     r".*(?:loss|criterion|metric).*|(?:train|valid|val|test)_.*|(?:.*_)?ema(?:_.*)?|(?:\w+_)?(?:mean|std)|n_averaged"
 )
+_DEEPEST = 8  # wrappers; a file may hold itself
 _LOSSES = re.compile(r"(?:\w+_)?(?:loss|losses|criterion|metrics?)(?:_fn|_fct|_\d+)?")
 _COUNTS = ("total_ops", "total_params")  # profilers leave these in every module
+
+
+# What the keys of networks begin with themselves, alone where there is no head.
+_PARTS = {"encoder", "decoder", "backbone", "segformer", "features", "body", "stages", "layers", "blocks", "0"}
 
 
 class Contents(NamedTuple):
@@ -60,7 +66,9 @@ def unwrap(loaded: object, origin: str) -> Contents:
     """
     notes: list[str] = []
     value = loaded
-    while not _is_state(value):
+    for _ in range(_DEEPEST):
+        if _is_state(value):
+            break
         if not isinstance(value, Mapping) or not value:
             names = ", ".join(map(repr, _PLAIN))
             raise ValueError(f"{origin} holds no state dict: names to tensors, bare or under one of {names}")
@@ -69,7 +77,11 @@ def unwrap(loaded: object, origin: str) -> Contents:
         left = f", not {', '.join(map(repr, others))}" if others else ""
         notes.append(f"its entry {entry!r} was taken{kind}{left}")
         value = value[entry]
-    state = {key: tensor.detach() for key, tensor in value.items() if isinstance(tensor, Tensor)}  # type: ignore[attr-defined]
+    else:
+        raise ValueError(f"{origin} holds a state dict, if any, under {_DEEPEST} names or more: save it alone")
+    items: Any = dict.items(value)  # type: ignore[arg-type]
+    state = {key: Tensor.detach(tensor) for key, tensor in items if isinstance(tensor, Tensor)}
+    _refuse_strange(state, origin)
     dropped: dict[str, str] = {}
     state = _without_prefixes(state, dropped, notes)
     for key in list(state):
@@ -89,25 +101,44 @@ def _is_state(value: Any) -> bool:
     return bool(values) and all(isinstance(tensor, Tensor) for tensor in values)
 
 
-def _holds_state(value: Any, depth: int = 3) -> bool:
+def _refuse_strange(state: StateDict, origin: str) -> None:
+    """Raise ValueError for tensors that are no plain numbers in memory."""
+    strange = [
+        key
+        for key, value in state.items()
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized
+    ]
+    if strange:
+        raise ValueError(
+            f"{origin} has {len(strange)} tensors without plain values, sparse, quantised or of the meta device "
+            f"({some_of(strange)}): save the state dict of the float model"
+        )
+
+
+def _holds_state(value: Any, depth: int = 3, seen: set[int] | None = None) -> bool:
+    """Whether there is a state dict in it, which is looked at once wherever it is: a file may hold things many times."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
     if _is_state(value):
         return True
-    return depth > 0 and isinstance(value, Mapping) and any(_holds_state(each, depth - 1) for each in value.values())
+    deeper = depth > 0 and isinstance(value, Mapping)
+    return deeper and any(_holds_state(each, depth - 1, seen) for each in value.values())
 
 
-def _entry(value: Mapping[Any, Any], origin: str) -> tuple[str, list[str]]:
+def _entry(value: Mapping[Any, Any], origin: str) -> tuple[Any, list[str]]:
     """The entry to take, and the others with weights that are not."""
     known = [name for name in (*_PLAIN, *_AVERAGED) if _holds_state(value.get(name))]
     if known:
         return known[0], known[1:]
-    networks = [
-        str(name) for name, each in value.items() if _is_state(each) and any(t.ndim > 1 for t in _tensors(each))
-    ]
+    networks = [name for name, each in value.items() if _is_state(each) and any(t.ndim > 1 for t in _tensors(each))]
     if len(networks) == 1:
         return networks[0], []
     if networks:
         raise ValueError(
-            f"{origin} holds several state dicts, {', '.join(map(repr, networks))}: save the one that is meant alone"
+            f"{origin} holds several state dicts, {some_of([repr(name) for name in networks])}: "
+            "save the one that is meant alone"
         )
     entries = some_of([repr(name) for name in value])
     raise ValueError(
@@ -128,7 +159,13 @@ def _without_prefixes(state: StateDict, dropped: dict[str, str], notes: list[str
             if len(aside) < len(state) and all(_ASIDE.fullmatch(key.partition(".")[0]) for key in aside):
                 break
         else:
-            return state
+            first = {key.partition(".")[0] for key in state if not _ASIDE.fullmatch(key.partition(".")[0])}
+            prefix = f"{next(iter(first), '')}."  # a LightningModule's own name for its network
+            aside = [key for key in state if not key.startswith(prefix)]
+            below = {key.removeprefix(prefix).partition(".")[0] for key in state if key not in aside}
+            whole = all(key.removeprefix(prefix).count(".") for key in state if key not in aside) and len(below) > 1
+            if len(first) != 1 or first & _PARTS or not whole:
+                return state
         dropped |= dict.fromkeys(aside, "beside the network in the module that was saved")
         notes.append(f"the prefix {prefix!r} was taken off")
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
