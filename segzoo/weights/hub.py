@@ -325,7 +325,7 @@ def _cached(repo: str, file: str, revision: str | None, access: Access) -> Path 
 
 @contextmanager
 def _replaced(cached: Path | None) -> Iterator[None]:
-    """Where the cache has no links (Windows), its client leaves a file that is there as it is: out of the way with it."""
+    """Where the cache has no links (Windows), its client leaves a file that is there as it is: it goes aside."""
     if cached is None or cached.is_symlink() or not cached.is_file():
         yield
         return

@@ -116,7 +116,7 @@ def _refuse_strange(state: StateDict, origin: str) -> None:
 
 
 def _holds_state(value: Any, depth: int = 3, seen: set[int] | None = None) -> bool:
-    """Whether there is a state dict in it, which is looked at once wherever it is: a file may hold things many times."""
+    """Whether there is a state dict in it; each thing is looked at once, though a file may hold it many times."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return False
