@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from families import FAMILIES, NORMS, build, outputs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,13 +140,84 @@ def test_folding_norms_keeps_the_outputs(family: str) -> None:
         assert (model(x) - expected).abs().max() <= 1e-4 * expected.abs().max().clamp_min(1)
 
 
-def test_what_does_more_than_norming_is_not_folded() -> None:
-    from timm.layers import BatchNormAct2d
+class Folding(nn.Module):
+    """Convolutions and norms of every kind, by a forward of one's own: six can be folded, five not."""
 
+    def __init__(self) -> None:
+        from timm.layers import BatchNormAct2d
+
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(8))  # apart from their convolutions
+        self.dilated = nn.Conv2d(3, 4, 3, padding=2, dilation=2)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+        self.transposed = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.grouped = nn.ConvTranspose2d(4, 4, 3, padding=1, groups=2)
+        self.plain = nn.Conv2d(4, 4, 1)
+        self.acted = BatchNormAct2d(4)
+        self.twice, self.forked, self.skipped, self.changed = (nn.Conv2d(4, 4, 1) for _ in range(4))
+        self.line = nn.Conv1d(4, 4, 3, padding=1)
+        self.line_norm = nn.BatchNorm1d(4)
+        self.group = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norms[0](self.dilated(x))
+        x = self.norms[1](nn.functional.dropout(self.depthwise(x), training=self.training))
+        x = self.norms[2](self.transposed(x))
+        x = self.norms[3](self.grouped(x))
+        x = self.acted(self.plain(x))
+        x = self.norms[4](self.twice(x)) + self.norms[4](self.twice(-x))  # one of each, both times: the same
+        forked = self.forked(x)
+        x = self.norms[5](forked) + forked
+        x = self.norms[6](self.skipped(x) + x)
+        x = self.norms[7](self.changed(x).mul_(2.0))
+        lines = self.line(x.flatten(2))
+        x = (self.line_norm(lines) + self.norms[7](x).flatten(2)).view_as(x)
+        result: torch.Tensor = self.group(x)
+        return result
+
+
+def randomise(model: nn.Module) -> None:
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            for value in (norm.running_mean, norm.weight, norm.bias):
+                nn.init.normal_(value, 0.5, 0.5)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+
+
+def test_what_goes_into_a_norm_alone_is_folded_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    model = Folding().double().eval()
+    randomise(model)
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+        assert fold_norms(model) == 7
+        torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
+    left = [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert left == ["norms.5", "norms.6", "norms.7"] and isinstance(model.acted, nn.ReLU)
+
+
+def test_models_of_others_are_folded_too() -> None:
+    """torchvision's blocks have convolutions and norms side by side, by names of their own."""
+    torch.manual_seed(0)
+    for name in ("resnet18", "mobilenet_v3_small", "densenet121", "googlenet"):
+        options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+        model = torchvision.models.get_model(name, weights=None, **options).eval()
+        randomise(model)
+        x = torch.randn(1, 3, 65, 47)
+        norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+        with torch.no_grad():
+            expected = model(x)
+            folded = fold_norms(model)
+            assert folded == norms if name != "densenet121" else 0 < folded < norms  # its norms come before
+            assert (model(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_what_cannot_be_run_stays_as_it_is() -> None:
     conv = nn.Conv2d(3, 3, 1)
-    model = nn.Sequential(nn.Sequential(conv, BatchNormAct2d(3)), nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)))
-    shared = nn.ModuleList([nn.Sequential(conv, nn.BatchNorm2d(3)), nn.Sequential(conv, nn.BatchNorm2d(3))])
-    assert fold_norms(model.eval()) == fold_norms(shared.eval()) == 0
+    shared = nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(3)), nn.Sequential(conv, nn.BatchNorm2d(3)))
+    assert fold_norms(shared.eval()) == 0
+    assert fold_norms(nn.ModuleList([conv, nn.BatchNorm2d(3)]).eval()) == 0
 
 
 @pytest.mark.slow

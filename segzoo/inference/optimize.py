@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from segzoo.layers import ConvNormAct, FrozenBatchNorm
+from segzoo.layers.trace import trace_pairs
 from segzoo.models.base import SegmentationModel
 
 __all__ = ["fold_norms", "optimize_for_inference"]
@@ -20,9 +18,10 @@ __all__ = ["fold_norms", "optimize_for_inference"]
 
 @torch.no_grad()
 def fold_norms(model: nn.Module) -> int:
-    """Fold every batch norm that directly follows a convolution into it, in place; eval output stays the same.
+    """Fold every batch norm that alone takes a convolution's output into it, in place; eval output stays the same.
 
-    Those of ``ConvNormAct`` and of any ``nn.Sequential``; other norms depend on the picture and stay.
+    Which those are, a trial run without values tells: any convolution (dilated, depthwise, transposed), in any module.
+    Other norms depend on the picture and stay.
 
     Args:
         model: Any module; it can no longer be trained as before.
@@ -33,46 +32,51 @@ def fold_norms(model: nn.Module) -> int:
     Source: γ·(Wx − μ)/√(σ² + ε) + β = (γ/√(σ² + ε)·W)x + (β − γμ/√(σ² + ε)), computed in float64.
 
     Examples:
-        >>> fold_norms(ConvNormAct(3, 8).eval())
+        >>> fold_norms(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)).eval())
         1
     """
-    folded = 0
-    for block, conv, name in list(_convolutions_before_norms(model)):
-        norm = getattr(block, name)
-        if not isinstance(norm, (_BatchNorm, FrozenBatchNorm)) or norm.running_mean is None:
-            continue
-        if isinstance(getattr(norm, "act", None), nn.Module):  # one of timm's, that does more than norming
-            continue
-        assert norm.running_var is not None
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight.double(),
-            None if conv.bias is None else conv.bias.double(),
-            norm.running_mean.double(),
-            norm.running_var.double(),
-            norm.eps,
-            None if norm.weight is None else norm.weight.double(),
-            None if norm.bias is None else norm.bias.double(),
-        )
-        conv.weight = nn.Parameter(weight.to(conv.weight.dtype))
-        conv.bias = nn.Parameter(bias.to(conv.weight.dtype))
-        setattr(block, name, nn.Identity())
-        folded += 1
-    return folded
+    norms = {m for m in model.modules() if isinstance(m, (_BatchNorm, FrozenBatchNorm)) and m.running_mean is not None}
+    pairs: dict[nn.Module, nn.Module] = {
+        m.bn: m.conv for m in model.modules() if isinstance(m, ConvNormAct) and m.bn in norms
+    }
+    if norms - pairs.keys():  # of blocks that are not ours
+        convs = [m for m in model.modules() if type(m) in _CONVOLUTIONS]
+        pairs = {norm: conv for conv, norm in trace_pairs(model, convs, list(norms))} or pairs
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if norm in pairs:
+                _fold(cast(nn.Conv2d, pairs[norm]), cast(_BatchNorm, norm))
+                setattr(parent, name, _activation_in(norm))
+    return len(pairs)
 
 
-def _convolutions_before_norms(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str]]:
-    """Each block, a convolution in it, and the name of the child that alone takes the convolution's output."""
-    parents = Counter(child for module in model.modules() for child in module.children())
-    for block in model.modules():
-        if isinstance(block, ConvNormAct):
-            yield block, block.conv, "bn"
-        elif isinstance(block, nn.Sequential) and type(block).forward is nn.Sequential.forward:
-            for before, (name, _) in pairwise(block.named_children()):
-                conv = before[1]
-                while isinstance(conv, nn.Sequential) and len(conv):  # a separable convolution
-                    conv = conv[-1]
-                if isinstance(conv, nn.Conv2d) and parents[conv] == 1:
-                    yield block, conv, name
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    weight = conv.weight.double()
+    ones = [1] * (weight.ndim - 2)
+    if conv.transposed:  # [in, out / groups, …]
+        grouped = weight.unflatten(0, (conv.groups, -1))
+        weight = (grouped * scale.view(conv.groups, 1, -1, *ones)).flatten(0, 1)
+    else:
+        weight = weight * scale.view(-1, 1, *ones)
+    bias = shift if conv.bias is None else conv.bias.double() * scale + shift
+    dtype = conv.weight.dtype
+    conv.weight, conv.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
+
+
+def _activation_in(norm: nn.Module) -> nn.Module:
+    """What a norm does beside norming: timm's have an activation in them."""
+    act = getattr(norm, "act", None)
+    return act if isinstance(act, nn.Module) else nn.Identity()
 
 
 def optimize_for_inference(

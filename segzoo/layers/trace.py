@@ -1,4 +1,4 @@
-"""Which activation follows which norm: found by running the model, not by the order of its modules.
+"""Which activation follows which norm, and which norm which convolution: found by running the model, not by its order.
 
 The forward pass runs on the meta device (shapes without values), on stand-ins of parameters and buffers: it costs
 milliseconds and changes nothing. The output of each norm is followed by its identity through all that takes it in.
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from segzoo._errors import some_of
 
-__all__ = ["ActivationCall", "NormCall", "Trace", "Visit", "is_activation", "trace_activations"]
+__all__ = ["ActivationCall", "NormCall", "Trace", "Visit", "is_activation", "trace_activations", "trace_pairs"]
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -69,10 +69,13 @@ class Visit:
 
 @dataclass(eq=False)
 class NormCall:
-    """One call of a norm, and what took its output: ``"module"``, ``"function"`` (activations) or ``"other"``."""
+    """One call of a norm (or of whatever is followed), and what took its output.
+
+    Takers are ``"module"`` and ``"function"`` (activations), ``"other"``, or the module itself in ``trace_pairs``.
+    """
 
     norm: nn.Module
-    takers: set[str] = field(default_factory=set)
+    takers: set[str | nn.Module] = field(default_factory=set)
 
     @property
     def followed(self) -> bool:
@@ -95,6 +98,7 @@ class Trace:
 
     norms: list[NormCall] = field(default_factory=list)
     activations: list[ActivationCall] = field(default_factory=list)
+    fed: dict[nn.Module, set[nn.Module | None]] = field(default_factory=dict)  # whose outputs a second module took
 
 
 def trace_activations(
@@ -154,14 +158,66 @@ def trace_activations(
     return trace
 
 
+def trace_pairs(
+    model: nn.Module,
+    first: Sequence[nn.Module],
+    second: Sequence[nn.Module],
+    example: Tensor | tuple[Any, ...] | None = None,
+) -> list[tuple[nn.Module, nn.Module]]:
+    """Those of ``first`` whose output goes into one of ``second`` alone, which takes nothing else; in eval mode.
+
+    Args:
+        model: Any module; it stays as it is.
+        first: Some of its modules, convolutions.
+        second: Others, norms.
+        example: The input, a tensor or a tuple of positional arguments. Default: ``[2, C, 224, 224]`` with the C of the
+            first convolution.
+
+    Returns:
+        The pairs, in the order of ``first``; none, where the model does not run.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Identity(), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8))
+        >>> trace_pairs(model, [model[0]], [model[2], model[4]]) == [(model[0], model[2])]
+        True
+    """
+    args = _guess(model) if example is None else example if isinstance(example, tuple) else (example,)
+    tensors = [*model.parameters(), *model.buffers()]
+    places = (
+        [None] if any(t.is_meta for t in tensors) else [None, tensors[0].device if tensors else torch.device("cpu")]
+    )
+    for real in places:
+        try:
+            recorder = _run(model, first, args, False, real, second)
+        except Exception:  # whatever a forward may raise on the meta device
+            continue
+        takers: dict[nn.Module, set[str | nn.Module]] = {}
+        for call in recorder.norms:
+            takers.setdefault(call.norm, set()).update(call.takers)
+        alone = {module: next(iter(taken)) for module, taken in takers.items() if len(taken) == 1}
+        return [
+            (module, norm)
+            for module in first
+            if isinstance(norm := alone.get(module), nn.Module) and recorder.fed[norm] == {module}
+        ]
+    return []
+
+
 def _guess(model: nn.Module) -> tuple[Tensor]:
     conv = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     channels, dtype = (conv.in_channels, conv.weight.dtype) if conv is not None else (3, None)
+    said = getattr(model, "in_channels", None)  # the first in the order of modules may not be the first to run
+    channels = said if isinstance(said, int) else channels
     return (torch.empty(2, channels, 224, 224, dtype=dtype, device="meta"),)
 
 
 def _run(
-    model: nn.Module, norms: Iterable[nn.Module], args: tuple[Any, ...], training: bool, real: torch.device | None
+    model: nn.Module,
+    norms: Iterable[nn.Module],
+    args: tuple[Any, ...],
+    training: bool,
+    real: torch.device | None,
+    second: Iterable[nn.Module] = (),
 ) -> Trace:
     """One forward pass on the meta device, or on a ``real`` one."""
 
@@ -174,7 +230,7 @@ def _run(
         warnings.simplefilter("ignore")  # they come again when the model runs in earnest
         for module in model.modules():
             module.training = training
-        recorder = _Recorder(model, norms)
+        recorder = _Recorder(model, norms, second)
         inputs = tree_map_only(Tensor, place, args)
         stand_ins = _stand_ins(model, meta=real is None)
         with recorder:
@@ -230,7 +286,7 @@ class _Recorder(TorchFunctionMode):
     What happens inside a norm, an activation or a dropout does not count, only what goes in and comes out.
     """
 
-    def __init__(self, model: nn.Module, norms: Iterable[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, norms: Iterable[nn.Module], second: Iterable[nn.Module] = ()) -> None:
         super().__init__()
         self.trace = Trace()
         self.leaves: dict[nn.Module, Callable[[nn.Module, list[Tensor], Any], None]] = {}
@@ -243,12 +299,12 @@ class _Recorder(TorchFunctionMode):
                 self.leaves[module] = self._activated
             elif _is_drop(module):
                 self.leaves[module] = self._dropped
-        self.leaves |= dict.fromkeys(norms, self._normed)
+        self.leaves |= dict.fromkeys(norms, self._normed) | dict.fromkeys(second, self._fed)
         for module in model.modules():
             module.register_forward_pre_hook(self._enter, with_kwargs=True)
             module.register_forward_hook(self._leave, with_kwargs=True)
 
-    def take(self, tensors: Iterable[Tensor], taker: str) -> None:
+    def take(self, tensors: Iterable[Tensor], taker: str | nn.Module) -> None:
         """Note who took these tensors, those of them that are a norm's output."""
         for x in tensors:
             if id(x) in self.sources:
@@ -294,6 +350,13 @@ class _Recorder(TorchFunctionMode):
         self.take(inputs, "other")
         self.trace.norms.append(NormCall(norm))
         self._bind(_tensors(output), self.trace.norms[-1])
+
+    def _fed(self, module: nn.Module, inputs: list[Tensor], output: Any) -> None:
+        sources = [self.sources.get(id(x)) for x in inputs]
+        self.trace.fed.setdefault(module, set()).update(call.norm if call else None for call in sources)
+        self.take(inputs, module)
+        for x in _tensors(output):
+            self.sources.pop(id(x), None)
 
     def _dropped(self, drop: nn.Module, inputs: list[Tensor], output: Any) -> None:
         for x in inputs:
