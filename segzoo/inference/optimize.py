@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from segzoo.inference._narrow import find_sensitive, narrow
 from segzoo.layers import ConvNormAct, FrozenBatchNorm
 from segzoo.layers.trace import trace_pairs
 from segzoo.models.base import SegmentationModel
@@ -50,6 +51,7 @@ def fold_norms(model: nn.Module) -> int:
     return len(pairs)
 
 
+_NARROW = (torch.bfloat16, torch.float16)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -88,7 +90,8 @@ def optimize_for_inference(
 ) -> SegmentationModel:
     """A copy of the model for prediction alone: eval mode, norms folded, channels-last, no gradients.
 
-    Norms are folded in float32 before anything becomes narrower: unfolded ones lose accuracy in bfloat16.
+    Norms are folded in float32 before anything becomes narrower: unfolded ones lose accuracy in bfloat16. What makes or
+    takes a channel that is nearly constant, which rounding would swallow, stays in float32.
 
     Args:
         model: It stays as it is, but for ``in_place``.
@@ -103,4 +106,7 @@ def optimize_for_inference(
     """
     optimized: SegmentationModel = (model if in_place else copy.deepcopy(model)).eval().requires_grad_(False)
     fold_norms(optimized)
-    return optimized.to(device=torch.device(device), dtype=dtype).to(memory_format=torch.channels_last)
+    optimized.to(device=torch.device(device)).to(memory_format=torch.channels_last)
+    if dtype in _NARROW:
+        narrow(optimized, dtype, find_sensitive(optimized, dtype))
+    return optimized.to(memory_format=torch.channels_last) if dtype in _NARROW else optimized.to(dtype)
