@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from families import FAMILIES, NORMS, build, outputs_of
+from families import FAMILIES, NORMS, build, outputs_of, shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -176,18 +176,9 @@ class Folding(nn.Module):
         return result
 
 
-def randomise(model: nn.Module) -> None:
-    for norm in model.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            for value in (norm.running_mean, norm.weight, norm.bias):
-                nn.init.normal_(value, 0.5, 0.5)
-            nn.init.uniform_(norm.running_var, 0.5, 2)
-
-
 def test_what_goes_into_a_norm_alone_is_folded_and_nothing_else() -> None:
     torch.manual_seed(0)
-    model = Folding().double().eval()
-    randomise(model)
+    model = shaken(Folding().double())
     x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
     with torch.no_grad():
         expected = model(x)
@@ -202,8 +193,7 @@ def test_models_of_others_are_folded_too() -> None:
     torch.manual_seed(0)
     for name in ("resnet18", "mobilenet_v3_small", "densenet121", "googlenet"):
         options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
-        model = torchvision.models.get_model(name, weights=None, **options).eval()
-        randomise(model)
+        model = shaken(torchvision.models.get_model(name, weights=None, **options))
         x = torch.randn(1, 3, 65, 47)
         norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
         with torch.no_grad():

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from conftest import ROOT, U2NETP_SHA256
+from families import shaken
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,18 +28,6 @@ from segzoo.weights.encoder_names import resnet_name
 from segzoo.weights.identify import Found, identify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """The model with norms whose statistics and parameters all count."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model.eval()
 
 
 def of_torchvision(name: str, **arguments: Any) -> nn.Module:

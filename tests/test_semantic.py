@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from families import shaken
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -118,14 +119,7 @@ def smp_model(name: str, encoder: str, **arguments: object) -> nn.Module:
     """Of segmentation_models_pytorch, with weights and statistics that are not 0 and 1."""
     smp = pytest.importorskip("segmentation_models_pytorch")
     torch.manual_seed(0)
-    model = getattr(smp, name)(encoder, encoder_weights=None, classes=5, **arguments)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model.eval()
+    return shaken(getattr(smp, name)(encoder, encoder_weights=None, classes=5, **arguments))
 
 
 @pytest.mark.parametrize("encoder", ["resnet34", "tu-mobilenetv3_small_050"])
