@@ -41,8 +41,8 @@ def some_of(keys: Sequence[str], most: int = 4) -> str:
     return ", ".join(map(shown, keys[:most])) + (" …" if len(keys) > most else "")
 
 
-def shown(text: object, most: int = 120) -> str:
-    """A name from a file of somebody else's, for a message: nothing that a terminal obeys, and not too long.
+def shown(text: object, most: int = 300) -> str:
+    r"""A name from a file of somebody else's, for a message: nothing that a terminal obeys, and not too long.
 
     Examples:
         >>> shown("os\x1b[2J.system")

@@ -255,20 +255,23 @@ def test_an_encoder_of_ones_own_keeps_its_parameters(tmp_path: Path) -> None:
     assert model.encoder is encoder and [id(p) for p in encoder.parameters()] == before
 
 
-def test_tensors_beside_the_state_dict_are_computed(tmp_path: Path) -> None:
-    """Mask R-CNN's anchors, Swin's tables of positions: on the meta device they would have no values."""
-    for name, options in (
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
         ("mask_rcnn_resnet50_fpn", {"min_size": 64}),
-        ("fpn", {"encoder": "swin_tiny_patch4_window7_224"}),
-    ):
-        model: Any = create_untrained(name, **options).eval()
-        save_file(model.state_dict(), tmp_path / "a.safetensors")
-        again: Any = segzoo.create_model(name, weights=tmp_path / "a.safetensors", **options).eval()
-        x = [torch.rand(3, 64, 64)] if name.startswith("mask") else torch.rand(1, 3, 224, 224)
-        with torch.no_grad():
-            ours, theirs = again(x), model(x)
-        pairs = zip(ours[0].values(), theirs[0].values()) if isinstance(ours, list) else [(ours, theirs)]
-        assert all(torch.equal(a, b) for a, b in pairs)
+        pytest.param("fpn", {"encoder": "swin_tiny_patch4_window7_224"}, marks=pytest.mark.slow),
+    ],
+)
+def test_tensors_beside_the_state_dict_are_computed(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Mask R-CNN's anchors, Swin's tables of positions: on the meta device they would have no values."""
+    model: Any = create_untrained(name, **options).eval()
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    again: Any = segzoo.create_model(name, weights=tmp_path / "a.safetensors", **options).eval()
+    x = [torch.rand(3, 64, 64)] if name.startswith("mask") else torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        ours, theirs = again(x), model(x)
+    pairs = zip(ours[0].values(), theirs[0].values()) if isinstance(ours, list) else [(ours, theirs)]
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_folded_norms_are_warned_of_once(tmp_path: Path, u2netp_onnx: Path) -> None:

@@ -35,6 +35,7 @@ _OTHERS = {  # how a file begins, and what it is then
     b"GGUF": "a GGUF file: its weights are not read here",
 }
 _TAR = "a tar archive: unpack it, and give the checkpoint in it"
+_LONGEST_NAME = 200  # of a class or function
 _HEAD = 512  # bytes; a tar names itself at 257
 _LONGEST_HEADER = 100_000_000  # of a safetensors file, as its own reader has it
 
@@ -165,10 +166,12 @@ def _check_zip(path: Path) -> None:
 
 
 def _load_pickle(path: Path, head: bytes) -> Any:
+    is_pickle, wanted = wanted_by(path)
     try:
+        if any(len(name) > _LONGEST_NAME for name in wanted):
+            raise ValueError("torch searches its own message of such a name for minutes")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the broken bytes lead to
-        is_pickle, wanted = wanted_by(path)
         if wanted:
             wanted.sort(key=lambda name: name.startswith(("torch.", "numpy.")))  # what is least usual comes first
             reason = (
