@@ -167,7 +167,7 @@ _RECORDS = (
             ),
         ),
         "U²-Netp (U²-Net†)",
-        precision_ok=("fp32",),
+        precision_ok=("fp32", "bf16"),
         calibration="ECSSD 0001 to 0797, every fourth picture (200), at 320×320: means and variances only",
         metrics={"ECSSD": {"max_f": 0.9430, "mae": 0.0412, "weighted_f": 0.8847, "s_measure": 0.9175}},
         published_metrics={"ECSSD": {"max_f": 0.943, "mae": 0.041, "weighted_f": 0.885, "s_measure": 0.918}},
