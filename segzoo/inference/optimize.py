@@ -109,4 +109,5 @@ def optimize_for_inference(
     optimized.to(device=torch.device(device)).to(memory_format=torch.channels_last)
     if dtype in _NARROW:
         narrow(optimized, dtype, find_sensitive(optimized, dtype))
-    return optimized.to(memory_format=torch.channels_last) if dtype in _NARROW else optimized.to(dtype)
+        return optimized
+    return optimized.to(dtype)

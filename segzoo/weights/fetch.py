@@ -95,10 +95,9 @@ def fetch(
                     logger.warning("%s: %s failed (%s); %s was used", record.name, failed, _reason(why), source)
                 return path
     if access.offline and all(isinstance(error, FileNotFoundError) for error in failures.values()):
-        because = "local_files_only was given" if local_files_only else "HF_HUB_OFFLINE is set"
         raise FileNotFoundError(
-            f"the weights {record.name} are not on this machine, and {because}: fetch them where there is a network, "
-            f"with `segzoo download {record.name}`"
+            f"the weights {record.name} are not on this machine, and {access.why_offline}: fetch them where there is a "
+            f"network, with `segzoo download {record.name}`"
         )
     tried = "; ".join(f"{source} ({_reason(error)})" for source, error in failures.items())
     raise ConnectionError(

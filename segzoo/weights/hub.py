@@ -85,6 +85,11 @@ class Access:
 
         return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
 
+    @property
+    def why_offline(self) -> str:
+        """What forbids it, for a message."""
+        return "local_files_only was given" if self.local_files_only else "HF_HUB_OFFLINE is set"
+
 
 def parse_name(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """``hf-hub:org/repo@revision`` as its repository and its revision.
@@ -217,9 +222,8 @@ def _file(repo: str, file: str, revision: str | None, access: Access, place: str
     if not access.force_download and cached is not None:
         return cached
     if access.offline:
-        why = "local_files_only was given" if access.local_files_only else "HF_HUB_OFFLINE is set"
         raise FileNotFoundError(
-            f"{place}: {file} is not on this machine, and {why}: fetch it where there is a network"
+            f"{place}: {file} is not on this machine, and {access.why_offline}: fetch it where there is a network"
             + (f", with `segzoo download {place}`" if file in _FILES else "")
         )
     from huggingface_hub import hf_hub_download

@@ -79,7 +79,7 @@ def download(
         return hub_folder(name, revision=revision, access=kept)
     if revision is not None:
         raise ValueError(f"revision={revision!r} is for {HF_HUB}org/repo, and {name} has the one of its record")
-    return fetch(get_weights(name), progress=progress, cache_dir=cache_dir, force_download=force_download, token=token)
+    return fetch(get_weights(name), **vars(access))
 
 
 def is_saved(weights: object) -> bool:
@@ -135,15 +135,7 @@ def read_checkpoint(
         where = f"{record.name} has the revision of its record" if record else f"{text} is no repository of the Hub"
         raise ValueError(f"revision={revision!r} is for {HF_HUB}org/repo, and {where}")
     if record is not None:
-        access = access or Access()
-        path = fetch(
-            record,
-            progress=access.progress,
-            cache_dir=access.cache_dir,
-            force_download=access.force_download,
-            local_files_only=access.local_files_only,
-            token=access.token,
-        )
+        path = fetch(record, **vars(access or Access()))
         return Checkpoint(None, read_state_dict(path), record.name, record)
     text = str(Path(text).expanduser()) if text.startswith("~") else text
     if (Path(text) / CONFIG).is_file():
