@@ -79,13 +79,17 @@ class ResidualU(nn.Module):
 class OfficialU2Net(nn.Module):
     """``[N, 3, H, W]`` to seven maps of logits ``[N, 1, H, W]``, the fused one first; in every mode."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lite: bool = False) -> None:
         super().__init__()
-        for name, row in {**DOWN, **UP}.items():
+        rows = {**DOWN, **UP}
+        if lite:  # the paper's U²-Net†
+            rows = {name: (row[0], 128 if name in UP else 64, 16, 64) for name, row in rows.items()}
+            rows["stage1"] = (7, 3, 16, 64)
+        for name, row in rows.items():
             self.add_module(name, ResidualU(*row))
         heads = [*reversed(UP), "stage6"]
         for i, name in enumerate(heads, 1):
-            self.add_module(f"side{i}", nn.Conv2d({**DOWN, **UP}[name][3], 1, 3, padding=1))
+            self.add_module(f"side{i}", nn.Conv2d(rows[name][3], 1, 3, padding=1))
         self.outconv = nn.Conv2d(len(heads), 1, 1)
 
     def forward(self, x: Tensor) -> list[Tensor]:

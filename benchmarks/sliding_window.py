@@ -37,7 +37,7 @@ STORAGE = ("in memory", "mapped")
 
 def make_model(name: str) -> nn.Module:
     if name == "u2net_lite":
-        return optimize_for_inference(segzoo.u2net_lite())
+        return optimize_for_inference(segzoo.u2net_lite(), "fp32")
     torch.manual_seed(0)
     convolutions = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*convolutions, nn.Conv2d(16, 1, 3, padding=1)).requires_grad_(False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-__all__ = ["PictureError", "one_sentence", "opened", "over_white", "picture_suffixes", "upright"]
+__all__ = ["PictureError", "lies", "one_sentence", "opened", "over_white", "picture_suffixes", "upright"]
 
 
 @contextlib.contextmanager
@@ -66,15 +67,33 @@ def _reason(error: Exception) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF block says that it is held."""
     try:
         # A picture that stands already would be copied.
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
+        if _orientation(image) == 1:
+            return image
+        from PIL import ImageOps
+
+        return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing about the pixels
         return image
 
 
+def lies(image: Image.Image) -> bool:
+    """Whether a picture's width becomes its height when it is turned upright."""
+    try:
+        return _orientation(image) in (5, 6, 7, 8)
+    except Exception:
+        return False
+
+
+def _orientation(image: Image.Image) -> Any:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
 def _refuse_pages(image: Image.Image, path: Path) -> None:
+    from PIL import TiffImagePlugin
+
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.n_frames > 1:
         for page in range(1, image.n_frames):
             image.seek(page)

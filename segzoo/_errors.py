@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 
@@ -18,6 +17,8 @@ def unknown_name(kind: str, given: object, known: Iterable[str]) -> ValueError:
         >>> unknown_name("norm", "bacth", ["batch", "group"])
         ValueError("unknown norm 'bacth': did you mean 'batch'? Known: batch, group")
     """
+    import difflib  # what goes well needs no nearest name
+
     names = sorted(known)
     lower = {name.lower(): name for name in names}
     wanted = str(given).lower()

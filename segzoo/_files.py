@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -34,7 +33,7 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with target.open("wb") as file:  # a folder raises IsADirectoryError here, which is the right sentence
             yield file
         return
-    part = target.with_name(f".{uuid.uuid4().hex}.part")
+    part = target.with_name(f".{os.urandom(16).hex()}.part")
     try:
         with part.open("xb") as file:
             yield file

@@ -143,7 +143,45 @@ def _build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
     convert.add_argument("--json", action="store_true", help="what was done, as JSON")
     convert.set_defaults(run=_convert)
+
+    _add_export(commands)
     return parser
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a model as a file for other runtimes",
+        description="Write a model as an ONNX file (onnxruntime, OpenVINO, TensorRT) or as a program of torch.export, "
+        "once it has given\nthe same numbers: what OUT ends in says which. It takes some seconds to half a minute.",
+        epilog="examples:\n  segzoo export u2net_lite u2net_lite.onnx\n"
+        "  segzoo export u2net_lite small.onnx --int8 photos/            eight bits, by some pictures of yours\n"
+        "  segzoo export unet unet.onnx --weights mine.safetensors --size 512x512 --batch 4 --probabilities\n"
+        "  segzoo export u2net_lite u2net_lite.pt2\n\n"
+        "then: segzoo cutout --model u2net_lite.onnx photo.jpg out.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    export.add_argument("model", metavar="MODEL", help="see segzoo list; or local-dir:PATH, hf-hub:org/repo")
+    export.add_argument("output", metavar="OUT", help="a .onnx or a .pt2 file")
+    export.add_argument("--weights", metavar="FILE", help="your own weights for it: .safetensors, .pth or .onnx")
+    export.add_argument(
+        "--size", type=_size, metavar="HxW", help="of all pictures; by default both are free, from 33 pixels on"
+    )
+    export.add_argument("--batch", type=int, metavar="N", help="pictures at once, with --size (default: 1)")
+    export.add_argument("--opset", type=int, metavar="N", help="of ONNX, 18 to 23 (default: 20)")
+    export.add_argument(
+        "--probabilities", action="store_true", help="with the sigmoid or softmax in it, instead of logits"
+    )
+    export.add_argument("--int8", metavar="PICTURES", help="quantize, by a folder of pictures of the usual kind")
+    export.add_argument("--overwrite", action="store_true", help="replace OUT where it is there")
+    export.set_defaults(run=_export)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, expected HxW as in 512x512")
+    return int(height), int(width)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -201,11 +239,12 @@ def _add_evaluate(commands: Any) -> None:
         "--ignore-index", metavar="N", help="label in the masks that does not count, or none (default: 255)"
     )
     model = evaluate.add_argument_group("a model to predict with")
-    model.add_argument("--model", metavar="NAME", help="see segzoo list")
+    model.add_argument("--model", metavar="NAME", help="see segzoo list; or a .onnx file")
     model.add_argument("--weights", metavar="FILE", help="your own weights for it: .safetensors, .pth or .onnx")
+    _add_backend(model)
     model.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     model.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16", "fp16"], help="of the computation (default: auto, fp32)"
+        "--precision", choices=["auto", "fp32", "bf16", "fp16"], help="of the computation (default: fp32)"
     )
     model.add_argument("--batch-size", type=int, metavar="N", help="pictures at once (default: 1)")
     _add_better(model)
@@ -220,18 +259,23 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file, whose ending names the format; a folder for several; or - for standard output (PNG)",
     )
     parser.add_argument(
-        "--model", default="u2net_lite.duts", metavar="NAME", help="see segzoo list (default: %(default)s)"
+        "--model",
+        default="u2net_lite.duts",
+        metavar="NAME",
+        help="see segzoo list; or a .onnx file (default: %(default)s)",
     )
     parser.add_argument(
         "--weights", metavar="FILE", help="your own weights for that model: .safetensors, .pth or .onnx"
     )
+    _add_backend(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it lies beside the picture")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
     parser.add_argument(
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "fp16"],
-        help="of the computation; the narrow ones change results a little (default: %(default)s, which is fp32)",
+        help="of the computation; the narrow ones change results a little (default: %(default)s, a narrow one where "
+        "that was checked on a data set and the machine computes in it)",
     )
     parser.add_argument(
         "--min-max", action="store_true", help="stretch each prediction to 0…1, as U²-Net's evaluation does"
@@ -253,6 +297,14 @@ def _add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     )
     folder.add_argument("--suffix", default=".png", help="ending of the results (default: %(default)s)")
     folder.add_argument("--quiet", action="store_true", help="no progress bar and no summary; failures are still named")
+
+
+def _add_backend(parser: Any) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=["torch", "onnxruntime", "openvino"],
+        help="what runs the model, with the same results (default: onnxruntime for a .onnx file, else torch)",
+    )
 
 
 def _add_better(parser: Any) -> None:
@@ -427,18 +479,20 @@ def _open_as_asked(args: argparse.Namespace) -> None:
 
 def _predictor(args: argparse.Namespace) -> Predictor:
     import segzoo
+    from segzoo.inference.runtimes import backend_for, is_onnx
 
     _open_as_asked(args)
     model: Any = args.model
     if args.weights:
         from segzoo.weights.resolve import is_saved
 
-        if is_saved(args.model):
+        if is_saved(args.model) or is_onnx(args.model):
             raise ValueError(f"--weights is for a model by name, and {args.model} brings its own")
         model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
     postprocess = _postprocess(args)
     predictor = segzoo.Predictor(
         model,
+        backend=args.backend,
         device=args.device,
         precision=args.precision,
         tta=_tta(args.tta),
@@ -447,6 +501,7 @@ def _predictor(args: argparse.Namespace) -> Predictor:
         min_max=args.min_max,
         postprocess=postprocess,
         progress=args.tile is not None and not args.quiet and _one_picture(args),
+        tune_allocator=backend_for(model, args.backend) == "torch",  # the process is ours alone
     )
     if args.largest and predictor.shares_pixels:
         raise ValueError(f"--largest keeps one object, and {args.model} has several classes: give --min-area")
@@ -516,9 +571,10 @@ def _name_failed(failed: Mapping[Path, Exception]) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     _check_outputs(args)
-    model_only = {"--weights": args.weights, "--device": args.device, "--precision": args.precision}
-    model_only |= {"--batch-size": args.batch_size, "--tta": args.tta, "--tile": args.tile, "--refine": args.refine}
-    model_only |= {"--largest": args.largest or None, "--min-area": args.min_area}
+    model_only = {"--weights": args.weights, "--backend": args.backend, "--device": args.device}
+    model_only |= {"--precision": args.precision, "--batch-size": args.batch_size, "--tta": args.tta}
+    model_only |= {"--tile": args.tile, "--refine": args.refine, "--largest": args.largest or None}
+    model_only |= {"--min-area": args.min_area}
     if given := [name for name, value in model_only.items() if value is not None and args.model is None]:
         raise ValueError(f"{given[0]} is for a model to predict with: give --model, too")
     from segzoo.inference import evaluate
@@ -531,7 +587,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         for path in (args.predictions, args.masks):  # a model takes time to load
             if not path or not Path(path).exists():
                 raise FileNotFoundError(f"there is no folder or picture {path}")
-        args.device, args.precision = args.device or "auto", args.precision or "auto"
+        args.device, args.precision = args.device or "auto", args.precision or "fp32"
         args.batch_size, args.min_max = 1 if args.batch_size is None else args.batch_size, False
         model = _predictor(args)
     found = evaluate(
@@ -645,6 +701,44 @@ def _convert(args: argparse.Namespace) -> int:
         args.input, args.output, architecture=args.architecture, overwrite=args.overwrite, **arguments
     )
     print(_json(done.to_json()) if args.json else done.report())
+    return _DONE
+
+
+def _export(args: argparse.Namespace) -> int:
+    kind = Path(args.output).suffix.lower()
+    if kind not in (".onnx", ".pt2"):
+        raise ValueError(f"{args.output} ends in {kind or 'nothing'}, expected .onnx or .pt2")
+    if kind == ".pt2" and (args.opset is not None or args.int8):
+        raise ValueError(f"{'--int8' if args.int8 else '--opset'} is of .onnx files")
+    if args.int8 and (args.size or args.batch or args.opset or args.probabilities):
+        raise ValueError("--int8 makes a file of free sizes with logits: leave out --size, --batch, --opset and so on")
+    if args.batch is not None and args.size is None:
+        raise ValueError("--batch is of a file of one size: give --size, too")
+    if Path(args.output).exists() and not args.overwrite:
+        raise FileExistsError(f"{args.output} is there already: name another file, or replace it with --overwrite")
+    if args.int8 and not Path(args.int8).is_dir():
+        raise FileNotFoundError(f"there is no folder {args.int8}")
+    import segzoo
+    from segzoo.export import quantize, to_onnx, to_program
+
+    model: Any = args.model
+    if args.weights:
+        model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
+    if args.int8:
+        print(quantize(model, args.int8, args.output))
+        return _DONE
+    fixed = {} if args.size is None else {"dynamic": False, "size": args.size, "batch": args.batch or 1}
+    if kind == ".pt2":
+        to_program(model, args.output, include_postprocessing=args.probabilities, **fixed)
+        agrees = "agrees with the model to 1e-4 of its outputs' range"
+    else:
+        options = {} if args.opset is None else {"opset": args.opset}
+        difference = to_onnx(model, args.output, include_postprocessing=args.probabilities, **fixed, **options)
+        agrees = f"differs from the model by {difference:.0e} of its outputs' range"
+    free = "N, H and W free (from 33 pixels on)"
+    if args.size is not None:
+        free = f"{args.batch or 1} picture{'s' if (args.batch or 1) > 1 else ''} of {args.size[0]}×{args.size[1]}"
+    print(f"{args.output}: {Path(args.output).stat().st_size / 1e6:.1f} MB, {free}, {agrees}")
     return _DONE
 
 

@@ -351,7 +351,7 @@ def test_scales_are_made_one_at_a_time_and_windows_take_one_picture(monkeypatch:
     predictor = segzoo.Predictor(model, tta=(2.0, 1.0, 0.5), tile=24, batch_size=8)
     predictor.model.register_forward_pre_hook(lambda *_: made.append("window"))
     monkeypatch.setattr(
-        "segzoo.inference._views.resized_pixels", lambda *a: made.append(f"scale {a[2]:g}") or resized_pixels(*a)
+        "segzoo.inference.preprocessing.resized_pixels", lambda *a: made.append(f"scale {a[2]:g}") or resized_pixels(*a)
     )
     predictor(picture())
     assert made[0] == "scale 2" and made.index("scale 0.5") > made.index("window") < made.index("scale 1")

@@ -17,6 +17,7 @@ from test_u2net import tiny
 
 import segzoo
 from segzoo.inference import Prediction, optimize_for_inference, predict_folder, preprocess, read_picture
+from segzoo.inference._devices import is_fast
 from segzoo.inference.optimize import fold_norms
 from segzoo.inference.prediction import stretch
 from segzoo.layers import ConvNormAct
@@ -25,7 +26,7 @@ from segzoo.weights import Preprocessing
 
 @pytest.fixture(scope="module")
 def predictor() -> segzoo.Predictor:
-    return segzoo.Predictor("u2net_lite.duts")
+    return segzoo.Predictor("u2net_lite.duts", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,14 @@ def test_a_prediction_has_the_pictures_size_and_types(predictor: segzoo.Predicto
     np.testing.assert_array_equal(np.asarray(cutout)[:, :, :3], original)
     np.testing.assert_array_equal(np.asarray(overlay)[prediction.mask == 0], original[prediction.mask == 0])
     assert "1 classes, 400×600" in repr(prediction)
+
+
+def test_auto_is_bfloat16_where_the_processor_has_it(predictor: segzoo.Predictor, coffee: Path) -> None:
+    chosen = segzoo.Predictor("u2net_lite.duts", device="cpu")
+    has_it = is_fast(torch.bfloat16, torch.device("cpu"))
+    assert chosen.dtype == (torch.bfloat16 if has_it else torch.float32)
+    assert (chosen(coffee).mask != predictor(coffee).mask).mean() < 0.005
+    assert segzoo.Predictor(tiny(), device="cpu").dtype == torch.float32  # nobody checked its weights
 
 
 def test_the_numbers_are_the_models(predictor: segzoo.Predictor, coffee: Path) -> None:
@@ -259,7 +268,7 @@ def test_folding_keeps_the_function_and_folds_everything() -> None:
             module.running_var.uniform_(0.1, 2)
             torch.nn.init.uniform_(module.weight)
     x = torch.rand(1, 3, 50, 60)
-    folded = optimize_for_inference(model)
+    folded = optimize_for_inference(model, "fp32")
     torch.testing.assert_close(folded(x), model(x), atol=1e-4, rtol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
     assert fold_norms(copy.deepcopy(model)) == sum(isinstance(m, ConvNormAct) for m in model.modules())

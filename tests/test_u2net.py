@@ -199,7 +199,7 @@ def test_bundled_weights_against_onnxruntime_on_real_pictures(u2netp_onnx: Path,
 
     session = onnxruntime.InferenceSession(u2netp_onnx)
     plain = segzoo.u2net_lite().eval()
-    for model in (plain, optimize_for_inference(plain)):
+    for model in (plain, optimize_for_inference(plain, "fp32")):
         differences = []
         for path in sorted((data / "ecssd/images").glob("*.jpg"))[5::200]:
             x = preprocess(read_picture(path), model.preprocessing)[None]

@@ -1,12 +1,13 @@
 """Half precision where it does no harm.
 
 A channel that is nearly constant and large, 226 ± 0.2 say, which a bias takes away again, is lost in a type with a step
-of 1 there. Such channels show with any picture, since they hardly depend on it. What makes and what takes them stays in
-float32; all else becomes narrow.
+of 1 there. Such channels show with any picture, since they hardly depend on it. From the convolution that makes one to
+those that take it everything stays in float32; all else becomes narrow.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,24 @@ from torch import Tensor, nn
 
 from segzoo.models.base import SegmentationModel
 
-__all__ = ["find_sensitive", "narrow"]
+__all__ = ["Chains", "cast_inputs_to", "find_chains", "find_sensitive", "narrow"]
 
-_HARM = 0.1  # of an output's standard deviation, by the rounding of one input channel: others add up to less
+_HARM = 0.25  # of an output's standard deviation, by the rounding of one input channel: others add up to less
 _SWALLOWED = 0.25  # of a channel's own standard deviation, by its rounding
 _SAME = 0.01  # relative difference of two means, of one channel before and after a resizing
 _SIDE = 128
+
+
+class Chains(NamedTuple):
+    """The convolutions at both ends of the nearly constant channels; one may be at both.
+
+    Args:
+        makers: Those that make such a channel, in the model's order.
+        takers: Those that take one.
+    """
+
+    makers: list[nn.Conv2d]
+    takers: list[nn.Conv2d]
 
 
 class _Channels(NamedTuple):
@@ -31,22 +44,21 @@ class _Channels(NamedTuple):
 
 
 @torch.no_grad()
-def find_sensitive(model: SegmentationModel, dtype: torch.dtype, pictures: Tensor | None = None) -> list[nn.Conv2d]:
-    """The convolutions that must not be computed in ``dtype``: those that take a nearly constant channel and make one.
+def find_chains(model: SegmentationModel, step: float, pictures: Tensor | None = None) -> Chains:
+    """The convolutions that take a channel whose rounding shows in their output, and those that make it.
 
     Args:
         model: In eval mode, in float32, its norms folded.
-        dtype: bfloat16 or float16.
-        pictures: ``[N, C, H, W]``, preprocessed. None: one that is made up, of soft spots and noise.
+        step: The largest relative error of rounding: 2⁻⁸ of bfloat16.
+        pictures: ``[N, C, H, W]``, preprocessed. None: two that are made up, of soft spots and noise.
 
     Examples:
         >>> from segzoo import u2net_lite
         >>> model = u2net_lite().eval()
-        >>> found = find_sensitive(model, torch.bfloat16)
-        >>> [name for name, module in model.named_modules() if module in found][-1]
-        'decode_modules.4.decode_modules.4.conv'
+        >>> takers = find_chains(model, 2**-8).takers
+        >>> [name for name, module in model.named_modules() if module in takers]
+        ['decode_modules.3.decode_modules.4.conv']
     """
-    step = torch.finfo(dtype).eps / 2  # the largest relative error of rounding
     taken: dict[nn.Conv2d, list[float]] = {}  # means of the channels that are harmed
     made: dict[nn.Conv2d, _Channels] = {}
 
@@ -71,7 +83,13 @@ def find_sensitive(model: SegmentationModel, dtype: torch.dtype, pictures: Tenso
             hook.remove()
     means = torch.tensor([mean for found in taken.values() for mean in found])
     makers = [conv for conv, y in made.items() if any(_has(y, float(mean), step) for mean in means)]
-    return [conv for conv in convs if conv in taken or conv in makers]
+    return Chains([conv for conv in convs if conv in makers], [conv for conv in convs if conv in taken])
+
+
+def find_sensitive(model: SegmentationModel, dtype: torch.dtype, pictures: Tensor | None = None) -> list[nn.Conv2d]:
+    """The makers and takers of ``find_chains`` together, for the rounding of ``dtype``, in the model's order."""
+    chains = find_chains(model, torch.finfo(dtype).eps / 2, pictures)
+    return [module for module in model.modules() if module in chains.makers or module in chains.takers]
 
 
 def _channels(x: Tensor) -> _Channels:
@@ -87,34 +105,48 @@ def _has(y: _Channels, mean: float, step: float) -> bool:
 
 
 def _made_up(channels: int) -> Tensor:
+    """Two pictures: what is one number all over each of them, as pooled features are, differs between the two."""
     generator = torch.Generator().manual_seed(0)
-    spots = torch.randn(1, channels, 10, 10, generator=generator)
+    spots = torch.randn(2, channels, 10, 10, generator=generator)
     soft = F.interpolate(spots, size=(_SIDE, _SIDE), mode="bicubic")
-    return soft + 0.2 * torch.randn(1, channels, _SIDE, _SIDE, generator=generator)
+    return soft + 0.2 * torch.randn(2, channels, _SIDE, _SIDE, generator=generator)
 
 
-def narrow(model: SegmentationModel, dtype: torch.dtype, sensitive: list[nn.Conv2d]) -> None:
-    """Make a model narrow in place, but for these convolutions: they take and give float32.
+def narrow(model: SegmentationModel, dtype: torch.dtype, chains: Chains) -> None:
+    """Make a model narrow in place, but for what lies between the two ends of these chains.
 
-    What comes after them takes it as it is, or rounds it itself: every module with parameters casts what it is given.
+    Makers and takers compute in float32. What comes after a maker takes that as it is, or rounds it itself: every
+    module with parameters casts what it is given. A taker's output is rounded: the large constant is gone from it.
 
     Args:
         model: In float32.
         dtype: bfloat16 or float16.
-        sensitive: From ``find_sensitive``.
+        chains: From ``find_chains``.
     """
-    if not sensitive:
+    wide = {id(tensor) for conv in (*chains.makers, *chains.takers) for tensor in conv.parameters()}
+    if not wide:
         model.to(dtype)
         return
-    wide = {id(tensor) for conv in sensitive for tensor in conv.parameters()}
     model._apply(lambda x: x.to(dtype) if x.is_floating_point() and id(x) not in wide else x)
     for module in model.modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            module.register_forward_pre_hook(_cast_to(torch.float32 if module in sensitive else dtype))
+        parameters = list(module.parameters(recurse=False))
+        if parameters:
+            module.register_forward_pre_hook(cast_inputs_to(parameters[0].dtype))
+        if module in chains.takers and module not in chains.makers:
+            module.register_forward_hook(_cast_output_to(dtype))
 
 
-def _cast_to(dtype: torch.dtype) -> Any:
+def cast_inputs_to(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A module's pre-hook that casts what is floating point."""
+
     def cast(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+
+    return cast
+
+
+def _cast_output_to(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def cast(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.to(dtype)
 
     return cast

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from segzoo._errors import unknown_name
-from segzoo.inference.multiscale import SCALES, average_predictions, checked_scales, scaled_size
+from segzoo.inference._sizes import SCALES, checked_scales, scaled_size, size_pair
 from segzoo.inference.picture import Picture
-from segzoo.inference.preprocessing import normalise, resized_pixels
-from segzoo.inference.tiling import size_pair, sliding_window
-from segzoo.weights.catalog import Preprocessing
+from segzoo.weights.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch is imported where it computes: the plain look of a model that runs without it does not wait for it.
 
 __all__ = ["Input", "TestTime", "Views", "parse_tta"]
 
 TestTime: TypeAlias = 'Literal["flip", "multi-scale"] | Sequence[float] | None'
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """A picture at one size.
 
     Args:
-        x: ``[C, h, w]``: float32, normalised; or uint8, whose windows will be.
+        x: ``[C, h, w]``: float32, normalised; or uint8, whose windows will be. An array for a model in a file.
         brightest: The largest of all its pixels, before normalisation.
     """
 
-    x: Tensor
+    x: Tensor | NDArray[np.float32]
     brightest: int
+
+    @property
+    def tensor(self) -> Tensor:
+        """``x``, of a model that computes in torch."""
+        return cast("Tensor", self.x)
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,15 @@ class Views:
         size = self._rule(preprocessing).size_for(picture.size)
         return tuple(scaled_size(size, scale) for scale in self.scales)
 
+    def largest(self, preprocessing: Preprocessing) -> int | tuple[int, int] | None:
+        """What `read_picture` calls ``at_least``, for the largest scale."""
+        size, scale = self._rule(preprocessing).size, max(self.scales)
+        return math.ceil(size * scale) if isinstance(size, int) else size and scaled_size(size, scale)
+
     def at(self, picture: Picture, preprocessing: Preprocessing, scale: float) -> Input:
         """The picture at a scale, resized from its own pixels."""
+        from segzoo.inference.preprocessing import normalise, resized_pixels
+
         pixels = resized_pixels(picture, self._rule(preprocessing), scale)
         brightest = int(pixels.max())
         whole = self.tile is None  # pixels of windows stay 8 bit: the picture may be as large as memory allows
@@ -87,6 +102,10 @@ class Views:
             batch_size: Of windows.
             progress: Whether windows show a bar.
         """
+        import torch
+
+        from segzoo.inference.multiscale import average_predictions
+
         rule = model.preprocessing
 
         def inputs(pictures: Sequence[tuple[Picture, Input]]) -> Iterator[list[Input]]:
@@ -95,7 +114,7 @@ class Views:
 
         if self.tile is None:
             size = max(self.sizes(batch[0][0], rule), key=lambda s: s[0] * s[1])
-            stacked = (to_device(torch.stack([one.x for one in ones])) for ones in inputs(batch))
+            stacked = (to_device(torch.stack([one.tensor for one in ones])) for ones in inputs(batch))
             return average_predictions(model, stacked, size, hflip=self.hflip, multilabel=model.multilabel)
         found = []
         for picture, first in batch:
@@ -123,20 +142,25 @@ class _Windows:
     def of(self, one: Input) -> Tensor:
         """The pixels of an input, which the next calls are about."""
         self.brightest = one.brightest
-        return one.x[None]
+        return one.tensor[None]
 
     def __call__(self, x: Tensor) -> Tensor:
+        from segzoo.inference.tiling import sliding_window
+
         return sliding_window(
             self.model,
             x,
             self.tile,
             batch_size=self.batch_size,
+            pad=getattr(self.model, "size", None) is not None,  # a file that takes one size only
             prepare=self._prepare,
             device="cpu",
             progress=self.progress,
         )
 
     def _prepare(self, windows: Tensor) -> Tensor:
+        from segzoo.inference.preprocessing import normalise
+
         return self.to_device(normalise(windows, self.model.preprocessing, brightest=self.brightest))
 
 

@@ -17,6 +17,7 @@ from segzoo.inference._evaluation_report import Evaluation, one_line
 from segzoo.inference._scoring import SalientScorer, Scorer, SemanticScorer
 from segzoo.inference.picture import PictureLike
 from segzoo.inference.predictor import Predictor
+from segzoo.inference.runtimes import FileModel
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -27,7 +28,7 @@ def evaluate(
     predictions: str | os.PathLike[str],
     masks: str | os.PathLike[str],
     *,
-    model: str | nn.Module | Predictor | None = None,
+    model: str | os.PathLike[str] | nn.Module | FileModel | Predictor | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     ignore_index: int | Literal["auto"] | None = "auto",
@@ -52,7 +53,7 @@ def evaluate(
     Args:
         predictions: A folder of predictions, or one; with a ``model``, of pictures.
         masks: A folder of masks, or one.
-        model: A name, a model or a ``Predictor``, to predict with. Salient objects are scored as
+        model: A name, a ``.onnx`` file, a model or a ``Predictor``, to predict with. Salient objects are scored as
             ``Prediction.evaluation_map`` has them, or unstretched if ``normalize`` says so.
         num_classes: Of label maps. None: that of the model or of ``class_names``, else salient objects.
         class_names: Of label maps; the model's own by default.
@@ -123,7 +124,7 @@ def evaluate(
     }
     if predictor is not None:
         evaluation.settings |= {"device": str(predictor.device), "precision": str(predictor.dtype).split(".")[-1]}
-        evaluation.settings["min_max"] = predictor.min_max
+        evaluation.settings |= {"backend": predictor.backend, "min_max": predictor.min_max}
         if predictor.postprocess is not None:
             how = getattr(predictor.postprocess, "__name__", type(predictor.postprocess).__name__)
             evaluation.settings["postprocess"] = how
@@ -222,13 +223,15 @@ def _classes_of(
     return (model.num_classes if several else num_classes), class_names
 
 
-def _name_of(model: str | nn.Module | Predictor | None) -> str | None:
-    """The name of the weights where they are published ones, else of the architecture's class."""
-    if model is None or isinstance(model, str):
-        return model
+def _name_of(model: str | os.PathLike[str] | nn.Module | FileModel | Predictor | None) -> str | None:
+    """The name of the weights where they are published ones, else of the file or of the architecture's class."""
+    if model is None or isinstance(model, (str, os.PathLike)):
+        return None if model is None else os.fspath(model)
     network = model.model if isinstance(model, Predictor) else model
     record = getattr(network, "weights", None)
-    return type(network).__name__ if record is None else str(record.name)
+    if record is None:
+        return network.name if isinstance(network, FileModel) else type(network).__name__
+    return str(record.name)
 
 
 def _without_frames(error: Exception) -> Exception:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -12,13 +11,13 @@ from torch import Tensor
 from segzoo._errors import unknown_name
 from segzoo._progress import progress_bar
 from segzoo.inference._forward import LogitsModel, main_logits, place_of, to_probabilities
+from segzoo.inference._sizes import SCALES, checked_scales, scaled_size
 from segzoo.models.base import evaluating
 from segzoo.ops import resize
 
 __all__ = ["SCALES", "Average", "average_predictions", "checked_scales", "multi_scale", "scaled_size"]
 
 Average = Literal["probabilities", "logits"]
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.2)
 
 
 def multi_scale(
@@ -141,31 +140,3 @@ def _passes(model: LogitsModel, inputs: Iterable[Tensor], hflip: bool) -> Iterat
         yield main_logits(model, x)
         if hflip:
             yield main_logits(model, x.flip(-1)).flip(-1)
-
-
-def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Height and width times a scale, rounded, at least 1.
-
-    Examples:
-        >>> scaled_size((320, 1), 0.25)
-        (80, 1)
-    """
-    height, width = (max(1, math.floor(side * scale + 0.5)) for side in size)
-    return height, width
-
-
-def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """``scales`` as a tuple, or a ValueError: they are one or more positive, finite numbers.
-
-    Examples:
-        >>> checked_scales([1, 0])
-        Traceback (most recent call last):
-        ValueError: scales must be one or more positive, finite numbers, got [1, 0]
-    """
-    try:
-        factors = tuple(float(scale) for scale in scales)
-    except (TypeError, ValueError):
-        factors = ()
-    if not factors or not all(0 < factor < math.inf for factor in factors):
-        raise ValueError(f"scales must be one or more positive, finite numbers, got {scales!r}")
-    return factors

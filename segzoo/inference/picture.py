@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-from dataclasses import dataclass
+import sys
+import threading
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
-from torch import Tensor
+from PIL import Image, JpegImagePlugin
 
-from segzoo._decoding import PictureError, one_sentence, over_white, upright
+from segzoo._decoding import PictureError, lies, one_sentence, over_white, upright
 from segzoo._errors import unknown_name
 from segzoo._files import check_writable, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Picture", "PictureLike", "image_format", "read_picture", "save_image"]
 
 PictureLike: TypeAlias = "str | os.PathLike[str] | IO[bytes] | Image.Image | NDArray[np.generic] | Tensor"
 
+SPARE = 2.0
+"""How many times larger than what a model asks for a picture stays when it is decoded at a fraction of its size."""
 
-@dataclass(frozen=True, eq=False)
+
 class Picture:
     """Pixels, upright, 8 bit.
 
@@ -32,9 +40,21 @@ class Picture:
         icc_profile: The colour profile that the pixels are in, or None.
     """
 
-    pixels: NDArray[np.uint8]
-    alpha: NDArray[np.uint8] | None = None
-    icc_profile: bytes | None = None
+    def __init__(
+        self, pixels: NDArray[np.uint8], alpha: NDArray[np.uint8] | None = None, icc_profile: bytes | None = None
+    ) -> None:
+        self._pixels = pixels
+        self.alpha = alpha
+        self.icc_profile = icc_profile
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"Picture({height}×{width} pixels{'' if self.alpha is None else ', with transparency'})"
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 ``[H, W, C]``."""
+        return self._pixels
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,13 +65,59 @@ class Picture:
         """The pixels as they look on a white page: what is transparent must not show through to a model."""
         return self.pixels if self.alpha is None else over_white(self.pixels, self.alpha)
 
+    def seen(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """What to make a picture of that size (height, width) from: ``over_white``, or a smaller decoding of it."""
+        return self.over_white()
+
     def rgb(self) -> Image.Image:
         """The pixels as an RGB image (the first three bands, or grey)."""
         bands = self.pixels if self.pixels.shape[2] >= 3 else self.pixels[:, :, [0, 0, 0]]
         return Image.fromarray(np.ascontiguousarray(bands[:, :, :3]))
 
 
-def read_picture(source: PictureLike, *, in_channels: int = 3) -> Picture:
+class _SmallFirst(Picture):
+    """A picture whose file was decoded at a fraction of its size, and is decoded whole if somebody asks for that.
+
+    Args:
+        small: The fraction.
+        size: Height and width of the whole.
+        whole: Decodes it; from bytes in memory, as the file may change or go away meanwhile.
+    """
+
+    def __init__(self, small: Picture, size: tuple[int, int], whole: Callable[[], Picture]) -> None:
+        super().__init__(small.pixels, None, small.icc_profile)
+        self._size = size
+        self._decoded: NDArray[np.uint8] | None = None
+        self._whole: Callable[[], Picture] | None = whole
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:  # to other processes, and for copies
+        return Picture, (self.pixels, self.alpha, self.icc_profile)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 ``[H, W, C]``, decoded by the first who asks."""
+        with self._lock:
+            if self._decoded is None:
+                assert self._whole is not None
+                self._decoded = self._whole().pixels
+                self._whole = None
+            return self._decoded
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self._size
+
+    def seen(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """What to make a picture of that size (height, width) from: the fraction, if it is large enough."""
+        enough = all(side >= SPARE * wanted for side, wanted in zip(self._pixels.shape, size))
+        return self._pixels if enough else self.over_white()
+
+
+def read_picture(
+    source: PictureLike, *, in_channels: int = 3, at_least: int | tuple[int, int] | None = None
+) -> Picture:
     """A picture in any usual form.
 
     Args:
@@ -61,6 +127,10 @@ def read_picture(source: PictureLike, *, in_channels: int = 3) -> Picture:
             tensors are uint8, uint16 (scaled down), bool, or floating point in 0…1.
         in_channels: Of the model. With 1, colours become grey; with another number than 1 and 3, only arrays and
             tensors of so many bands do.
+        at_least: The size that a model will ask for: height and width, or one number for the shorter side. Of a JPEG
+            file that is more than ``SPARE`` times as large only what the model needs is decoded at once (a half, a
+            quarter or an eighth of each side, which takes a third of the time), and ``pixels``, of the whole size,
+            when they are first asked for. None decodes the whole now.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -72,22 +142,33 @@ def read_picture(source: PictureLike, *, in_channels: int = 3) -> Picture:
         (30, 40, 3)
     """
     if isinstance(source, (str, os.PathLike)):
-        return _from_file(source, f"{os.fspath(source)}", in_channels)
+        return _from_file(source, f"{os.fspath(source)}", in_channels, at_least)
     if isinstance(source, Image.Image):
         return _decode(source, "the PIL image", in_channels)
-    if isinstance(source, Tensor):
+    if _is_tensor(source):
         return _from_tensor(source, in_channels)
     if isinstance(source, np.ndarray):
         return _from_array(source, in_channels)
     if hasattr(source, "read"):
-        return _from_file(source, getattr(source, "name", "the stream"), in_channels)
+        return _from_file(cast("IO[bytes]", source), getattr(source, "name", "the stream"), in_channels, at_least)
     raise TypeError(
         f"a picture is a path, an open file, a PIL image, an array or a tensor; got {type(source).__name__} "
         "(several go in as a list, or through Predictor.stream)"
     )
 
 
-def _from_file(source: str | os.PathLike[str] | IO[bytes], name: object, in_channels: int) -> Picture:
+def _is_tensor(source: object) -> TypeGuard[Tensor]:
+    """Without importing torch, which takes seconds: where nobody has, nothing is a tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def _from_file(
+    source: str | os.PathLike[str] | IO[bytes],
+    name: object,
+    in_channels: int,
+    at_least: int | tuple[int, int] | None,
+) -> Picture:
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not name:
@@ -97,7 +178,45 @@ def _from_file(source: str | os.PathLike[str] | IO[bytes], name: object, in_chan
         if not path.exists():
             raise FileNotFoundError(f"there is no picture {name}")
     with one_sentence(name), Image.open(source) as image:
-        return _decode(image, name, in_channels)
+        fraction = 1 if at_least is None or in_channels not in (1, 3) else _fraction(image, at_least)
+        return _decode(image, name, in_channels) if fraction == 1 else _small_first(image, name, in_channels, fraction)
+
+
+def _fraction(image: Image.Image, at_least: int | tuple[int, int]) -> int:
+    """Which part of its sides, 1/8 to 1/1, of an opened picture is enough for a model."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return 1
+    width, height = image.size[::-1] if lies(image) else image.size
+    if isinstance(at_least, int):
+        shorter = min(height, width)
+        at_least = (at_least * height // shorter, at_least * width // shorter)
+    enough = min(height // max(1, math.ceil(SPARE * at_least[0])), width // max(1, math.ceil(SPARE * at_least[1])))
+    return max(fraction for fraction in (1, 2, 4, 8) if fraction <= max(enough, 1))
+
+
+def _small_first(image: JpegImagePlugin.JpegImageFile, name: object, in_channels: int, fraction: int) -> Picture:
+    assert image.fp is not None
+    image.fp.seek(0)
+    content = image.fp.read()
+    width, height = image.size[::-1] if lies(image) else image.size
+
+    def whole() -> Picture:
+        # Not by Image.open, which would warn a second time of what it warns.
+        return _decode(JpegImagePlugin.JpegImageFile(io.BytesIO(content)), name, in_channels)
+
+    small = JpegImagePlugin.JpegImageFile(io.BytesIO(content))
+    small.draft(None, (image.width // fraction, image.height // fraction))
+    small.load()
+    return _SmallFirst(_decode(_exactly(small, image.size, fraction), name, in_channels), (height, width), whole)
+
+
+def _exactly(small: Image.Image, size: tuple[int, int], fraction: int) -> Image.Image:
+    """The fraction where it should be: of sizes that it does not divide, the last row or column reaches beyond."""
+    width, height = ((side + fraction // 2) // fraction for side in size)
+    box = (0, 0, size[0] / fraction, size[1] / fraction)
+    if box == (0, 0, width, height):
+        return small
+    return small.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
 def _decode(image: Image.Image, name: object, in_channels: int) -> Picture:
@@ -141,8 +260,12 @@ def _from_wide_grey(image: Image.Image) -> tuple[Image.Image, NDArray[np.uint8] 
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image  # convert would copy it
     profile = image.info.get("icc_profile")
     if image.mode == "CMYK" and profile:
+        from PIL import ImageCms
+
         # Without its profile CMYK has no defined colours; with a broken one Pillow's plain formula has to do.
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -207,6 +330,9 @@ def image_format(path: str | os.PathLike[str]) -> str:
         'JPEG'
     """
     suffix = Path(path).suffix.lower()
+    Image.preinit()  # Pillow's usual formats, which are there at once; the others take a while to import
+    if suffix in Image.EXTENSION and Image.EXTENSION[suffix] in Image.SAVE:
+        return Image.EXTENSION[suffix]
     known = {end: name for end, name in Image.registered_extensions().items() if name in Image.SAVE}
     if suffix not in known:
         common = [end for end in (".png", ".jpg", ".webp", ".tif") if end in known]
@@ -234,6 +360,8 @@ def save_image(
     options: dict[str, Any] = {"icc_profile": icc_profile} if icc_profile else {}
     if kind == "JPEG":
         options |= {"quality": 95, "subsampling": 0}
+    if kind == "PNG":  # zlib's default takes three times as long for 2 % of a photo, and twice as long for a mask
+        options |= {"compress_type": zlib.Z_RLE} if image.mode in ("1", "L", "P") else {"compress_level": 3}
     encoded = io.BytesIO()
     image.save(encoded, kind, **options)
     if isinstance(path, (str, os.PathLike)):

@@ -7,28 +7,28 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from segzoo._errors import unknown_name
+from segzoo.inference._masking import classes_at, mask_at
+from segzoo.inference._resizing import resize_maps
 from segzoo.inference.colours import colour_map, parse_colour
-from segzoo.inference.crf import crf
-from segzoo.inference.edges import refine_edges
-from segzoo.inference.foreground import estimate_foreground
 from segzoo.inference.picture import Picture, save_image
-from segzoo.inference.tidying import tidied_probabilities
-from segzoo.ops import resize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch, and what computes with it, is imported where it is needed: a plain mask of an ONNX file is made without.
 
 __all__ = ["KINDS", "Kind", "Prediction", "check_cutout_options", "output_mode", "stretch"]
 
 Kind = Literal["mask", "probability", "cutout", "overlay"]
 KINDS: tuple[Kind, ...] = ("mask", "probability", "cutout", "overlay")
-_REFINERS: dict[str, Callable[..., Tensor]] = {"guided": refine_edges, "crf": crf}
+_REFINERS = ("guided", "crf")
 Self = TypeVar("Self", bound="Prediction")
 
 
@@ -37,7 +37,7 @@ class Prediction:
 
     Args:
         picture: The picture.
-        scores: Probabilities ``[C, h, w]`` at the size the model ran at.
+        scores: Probabilities ``[C, h, w]`` at the size the model ran at, a tensor or an array.
         threshold: Of the foreground's probability, where there is one class.
         classes: Their names, or None.
         multilabel: Whether classes may overlap.
@@ -46,26 +46,41 @@ class Prediction:
     def __init__(
         self,
         picture: Picture,
-        scores: Tensor,
+        scores: Tensor | NDArray[np.float32],
         *,
         threshold: float = 0.5,
         classes: tuple[str, ...] | None = None,
         multilabel: bool = False,
     ) -> None:
         self.picture = picture
-        self.scores = scores
+        self._scores = scores
         self.threshold = threshold
         self.classes = classes
         self.multilabel = multilabel
 
     def __repr__(self) -> str:
         height, width = self.picture.size
-        return f"Prediction({len(self.scores)} classes, {height}×{width} pixels)"
+        return f"Prediction({len(self._scores)} classes, {height}×{width} pixels)"
+
+    @property
+    def scores(self) -> Tensor:
+        """Probabilities ``[C, h, w]`` at the size the model ran at; a tensor, whatever ran it. May be assigned."""
+        if isinstance(self._scores, np.ndarray):
+            import torch
+
+            self._scores = torch.from_numpy(np.require(self._scores, requirements=["C", "W"]))
+        return self._scores
+
+    @scores.setter
+    def scores(self, scores: Tensor | NDArray[np.float32]) -> None:
+        for cached in ("probabilities", "mask"):
+            self.__dict__.pop(cached, None)
+        self._scores = scores
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
         """float32 ``[C, H, W]`` in 0…1 at the picture's size, resized bilinearly, not stretched."""
-        return self._resized(self.scores)
+        return self._resized(self._scores)
 
     @cached_property
     def mask(self) -> NDArray[np.uint8]:
@@ -73,15 +88,13 @@ class Prediction:
 
         A multilabel model's is ``[C, H, W]``, 0 or 1 for each class.
         """
-        if len(self.scores) > 256:
-            raise ValueError(f"a uint8 mask holds 256 classes, this model has {len(self.scores)}: use .probabilities")
-        if self.multilabel:
-            mask = self.probabilities > self.threshold
-        elif len(self.scores) == 1:
-            mask = self.probabilities[0] > self.threshold
-        else:
-            mask = self.probabilities.argmax(0)
-        return mask.astype(np.uint8)
+        if len(self._scores) > 256:
+            raise ValueError(f"a uint8 mask holds 256 classes, this model has {len(self._scores)}: use .probabilities")
+        maps = np.asarray(self._scores)
+        if not self._overlapping:
+            return classes_at(maps, self.picture.size)
+        mask = mask_at(maps, self.picture.size, self.threshold).view(np.uint8)
+        return mask if self.multilabel else mask[0]
 
     def refined(self: Self, method: Literal["guided", "crf"] = "guided", **options: Any) -> Self:
         """The prediction with rims that follow the picture's edges, at the picture's size.
@@ -103,13 +116,15 @@ class Prediction:
         """
         if method not in _REFINERS:
             raise unknown_name("way to refine", method, _REFINERS)
-        refine = _REFINERS[method]
+        refine = _refiner(method)
         known = {name for name, x in inspect.signature(refine).parameters.items() if x.kind is x.KEYWORD_ONLY}
         for name in options:
             if name not in known - {"multilabel"}:
                 raise unknown_name(f"option of refined({method!r})", name, known - {"multilabel"})
         if not len(self.scores):
             return self
+        import torch
+
         picture = torch.from_numpy(np.require(self.picture.over_white(), requirements=["C", "W"])).permute(2, 0, 1)
         return self._with(refine(self.scores, picture, multilabel=self._overlapping, **options))
 
@@ -130,11 +145,15 @@ class Prediction:
             ValueError: For a negative area, or ``largest`` or ``holes`` with several classes that do not overlap.
         """
         if largest and not self._overlapping:
-            raise ValueError(f"largest keeps one object, this model has {len(self.scores)} classes: give min_area")
+            raise ValueError(f"largest keeps one object, this model has {len(self._scores)} classes: give min_area")
         if holes is not None and not self._overlapping:
-            raise ValueError(f"holes are one object's, this model has {len(self.scores)} classes: give min_area")
+            raise ValueError(f"holes are one object's, this model has {len(self._scores)} classes: give min_area")
         if not len(self.scores):
             return self
+        import torch
+
+        from segzoo.inference.tidying import tidied_probabilities
+
         probabilities = torch.from_numpy(self.probabilities)
         return self._with(
             tidied_probabilities(
@@ -148,15 +167,13 @@ class Prediction:
 
     def _with(self: Self, scores: Tensor) -> Self:
         changed = copy.copy(self)
-        for cached in ("probabilities", "mask"):
-            changed.__dict__.pop(cached, None)
         changed.scores = scores
         return changed
 
     @property
     def _overlapping(self) -> bool:
         """Whether each map is a mask of its own."""
-        return self.multilabel or len(self.scores) == 1
+        return self.multilabel or len(self._scores) == 1
 
     def evaluation_map(self) -> NDArray[np.uint8]:
         """uint8 ``[H, W]``: the saliency map that salient-object papers score, by U²-Net's own evaluation code.
@@ -165,7 +182,7 @@ class Prediction:
         constant map has nothing to stretch and stays as it is.
         """
         self._one_class("an evaluation map")
-        eight_bit = (stretch(self.scores)[0] * 255).to(torch.uint8).numpy()
+        eight_bit = np.asarray(stretch(self._scores)[0] * 255).astype(np.uint8)
         height, width = self.picture.size
         return np.asarray(Image.fromarray(eight_bit).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -199,6 +216,8 @@ class Prediction:
             alpha = (alpha.astype(np.uint16) * self.picture.alpha // 255).astype(np.uint8)
         image = self.picture.rgb()
         if clean_rim:
+            from segzoo.inference.foreground import estimate_foreground
+
             image = Image.fromarray(estimate_foreground(np.array(image), alpha))
         if background is None:
             image.putalpha(Image.fromarray(alpha))
@@ -249,7 +268,7 @@ class Prediction:
             return Image.fromarray(_to_byte(self.probabilities[0]))
         if kind != "mask":
             raise unknown_name("kind of picture", kind, KINDS)
-        if len(self.scores) == 1:
+        if len(self._scores) == 1:
             return Image.fromarray(self._foreground(None, hard=True))
         image = Image.fromarray(self._index_map())
         image.putpalette(colour_map().tobytes())
@@ -279,36 +298,37 @@ class Prediction:
         profile = self.picture.icc_profile if kind in ("cutout", "overlay") else None
         save_image(image, path, icc_profile=profile)
 
-    def _resized(self, scores: Tensor) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = resize(scores[None], self.picture.size)[0].clamp(0, 1).numpy()
-        return values
+    def _resized(self, scores: Tensor | NDArray[np.float32]) -> NDArray[np.float32]:
+        given = np.asarray(scores)
+        resized = resize_maps(given, self.picture.size)
+        return np.clip(resized, 0, 1, out=None if resized is given else resized)
 
     def _one_class(self, what: str) -> None:
-        if len(self.scores) != 1:
-            raise ValueError(f"{what} is of one class, this model has {len(self.scores)}")
+        if len(self._scores) != 1:
+            raise ValueError(f"{what} is of one class, this model has {len(self._scores)}")
 
     def _foreground(self, classes: Sequence[int | str] | int | str | None, hard: bool) -> NDArray[np.uint8]:
         """uint8 ``[H, W]``, 255 where the picture is kept."""
         if isinstance(classes, (str, int)):
             classes = [classes]
         kept = [self._class_index(c) for c in classes or ()]
-        if len(self.scores) == 1:
+        if len(self._scores) == 1:
             return self.mask.reshape(self.mask.shape[-2:]) * np.uint8(255) if hard else _to_byte(self.probabilities[0])
         if not kept:
-            known = ", ".join(self.classes or map(str, range(len(self.scores))))
+            known = ", ".join(self.classes or map(str, range(len(self._scores))))
             raise ValueError(f"say which classes the cut-out keeps, as classes=[…], of: {known}")
         if hard:
             inside = self.mask[kept].any(0) if self.multilabel else np.isin(self.mask, kept)
             return np.where(inside, 255, 0).astype(np.uint8)
-        return _to_byte(self._resized(self.scores[kept].sum(0, keepdim=True).clamp_max(1))[0])
+        return _to_byte(self._resized(self._scores[kept].sum(0)[None].clip(max=1))[0])
 
     def _class_index(self, name: int | str) -> int:
         names = self.classes or ()
         if isinstance(name, str) and name in names:
             return names.index(name)
-        if isinstance(name, int) and 0 <= name < len(self.scores):
+        if isinstance(name, int) and 0 <= name < len(self._scores):
             return name
-        raise unknown_name("class", name, names or map(str, range(len(self.scores))))
+        raise unknown_name("class", name, names or map(str, range(len(self._scores))))
 
     def _index_map(self) -> NDArray[np.uint8]:
         if not self.multilabel:
@@ -336,13 +356,37 @@ def output_mode(kind: Kind, background: str | None) -> str:
     return "RGBA" if kind == "cutout" and background is None else "RGB"
 
 
-def stretch(scores: Tensor) -> Tensor:
-    """Each map ``[…, h, w]`` linearly to 0…1; a constant map stays as it is.
+def _refiner(method: str) -> Callable[..., Tensor]:
+    if method == "guided":
+        from segzoo.inference.edges import refine_edges
+
+        return refine_edges
+    from segzoo.inference.crf import crf
+
+    return crf
+
+
+@overload
+def stretch(scores: Tensor) -> Tensor: ...
+@overload
+def stretch(scores: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+
+def stretch(scores: Tensor | NDArray[np.float32]) -> Tensor | NDArray[np.float32]:
+    """Each map ``[…, h, w]`` linearly to 0…1, of a tensor or an array; a constant map stays as it is.
 
     Examples:
+        >>> import torch
         >>> stretch(torch.tensor([[[0.2, 0.4]]])).tolist(), stretch(torch.full((1, 1, 2), 0.5)).tolist()
         ([[[0.0, 1.0]]], [[[0.5, 0.5]]])
     """
+    if isinstance(scores, np.ndarray):
+        least, most = scores.min((-2, -1), keepdims=True), scores.max((-2, -1), keepdims=True)
+        spread = np.where(most > least, most - least, 1)
+        stretched: NDArray[np.float32] = np.where(most > least, (scores - least) / spread, scores)
+        return stretched
+    import torch
+
     low, high = scores.amin((-2, -1), keepdim=True), scores.amax((-2, -1), keepdim=True)
     return torch.where(high > low, (scores - low) / (high - low), scores)
 

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from segzoo._errors import unknown_name
 from segzoo.inference._views import Input, TestTime, parse_tta
-from segzoo.inference.instances import InstancePrediction
-from segzoo.inference.optimize import optimize_for_inference
+from segzoo.inference._without_torch import preprocessed
 from segzoo.inference.picture import Picture, PictureLike, read_picture
 from segzoo.inference.prediction import Prediction, stretch
-from segzoo.models.base import SegmentationModel
-from segzoo.registry import create_model
+from segzoo.inference.runtimes import Backend, FileModel, backend_for, exported, is_onnx
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import torch
+    from torch import Tensor, nn
+
+    from segzoo.inference._devices import Precision
+
+# torch, and what computes with it, is imported where it is needed: a plain look of an ONNX file is made without.
 
 __all__ = ["Predictor"]
 
 _Loaded: TypeAlias = tuple[Picture, Input]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 class Predictor:
@@ -32,10 +40,16 @@ class Predictor:
     Args:
         model: A name (``"u2net_lite"``, ``"u2net_lite.duts"``), ``"local-dir:PATH"`` or ``"hf-hub:org/repo"`` of a
             saved model, or a model of this library, which is copied and stays as it is. A detector
-            (``mask_rcnn_resnet50_fpn``) gives an ``InstancePrediction`` for each picture.
-        device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU) or a torch device, which must be there.
-        precision: ``"auto"`` (float32), ``"fp32"``, ``"bf16"`` or ``"fp16"``. The narrow ones move results: the
-            record's ``precision_ok`` says where that was checked.
+            (``mask_rcnn_resnet50_fpn``) gives an ``InstancePrediction`` for each picture. Or the path to a ``.onnx``
+            file, or a ``FileModel``.
+        backend: What runs it: ``"torch"``, ``"onnxruntime"`` or ``"openvino"``, with the same predictions. For the
+            latter two a model that is no ``.onnx`` file yet is exported first, which takes seconds: ``segzoo export``
+            makes a file once. None: onnxruntime for a ``.onnx`` file, else torch.
+        device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU) or a torch device, which must be there. Of other
+            backends see ``FileModel``.
+        precision: ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``: a narrow one where the record of the weights says
+            that it was checked on a whole data set (``precision_ok``) and the device computes in it; else float32.
+            Narrow ones move results a little: give ``"fp32"`` for figures that are to be compared.
         tta: What a prediction is the mean of, at test time: ``"flip"``, the picture and its mirror image;
             ``"multi-scale"``, both at eight scales from 0.5 to 2.2 (``multi_scale``'s), or at those you list, such as
             ``(0.75, 1.0, 1.25)``. Scales are of the size the model's preprocessing asks for, made from the picture's
@@ -49,6 +63,8 @@ class Predictor:
         postprocess: What becomes of each prediction before you get it, such as
             ``lambda p: p.refined("guided").tidied(largest=True)``.
         progress: Whether the windows of a ``tile`` show a bar on stderr, where that is a terminal.
+        compile: See ``segzoo.inference.optimize_for_inference``; of ``backend="torch"``.
+        tune_allocator: See there: faster on a CPU, for the whole process; of ``backend="torch"``.
 
     Raises:
         ValueError: For an unknown model, device, precision or tta, or a tile that is no size.
@@ -63,45 +79,87 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | os.PathLike[str] | nn.Module | FileModel,
         *,
+        backend: Backend | None = None,
         device: str | torch.device = "auto",
-        precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+        precision: Precision = "auto",
         tta: TestTime = None,
         tile: int | tuple[int, int] | None = None,
         batch_size: int = 1,
         min_max: bool = False,
         postprocess: Callable[[Prediction], Prediction] | None = None,
         progress: bool = False,
+        compile: bool = False,
+        tune_allocator: bool = False,
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
-        if precision != "auto" and precision not in _DTYPES:
-            raise unknown_name("precision", precision, ["auto", *_DTYPES])
-        self.device = _find_device(device)
+        if precision not in _PRECISIONS:
+            raise unknown_name("precision", precision, _PRECISIONS)
         self.views = parse_tta(tta, tile)
-        self.dtype = _DTYPES["fp32" if precision == "auto" else precision]
         self.batch_size = batch_size
         self.min_max = min_max
         if postprocess is not None and not callable(postprocess):
             raise TypeError(f"postprocess is a function of a Prediction, got {postprocess!r}")
         self.postprocess = postprocess
         self.progress = progress
-        if isinstance(model, str):
-            loaded: nn.Module = create_model(model)
+        self.backend = backend_for(model, backend)
+        self.finds_instances = False
+        self.device: torch.device | str
+        self.dtype: torch.dtype | str
+        self.model: Any  # a SegmentationModel, a detector or a FileModel, all with the attributes of the first
+        if self.backend == "torch":
+            self._run_in_torch(model, device, precision, compile=compile, tune_allocator=tune_allocator)
+        elif compile or tune_allocator:
+            raise ValueError(f"compile and tune_allocator are of backend 'torch', and {self.backend} runs this model")
         else:
-            loaded = model
-        self.model: Any  # a SegmentationModel, or a detector with the attributes of one
+            self._run_from_file(model, str(device), precision)
+
+    def _run_in_torch(
+        self,
+        model: str | os.PathLike[str] | nn.Module | FileModel,
+        device: str | torch.device,
+        precision: Precision,
+        **options: bool,
+    ) -> None:
+        import torch
+
+        from segzoo.inference._devices import find_device
+        from segzoo.inference.optimize import chosen_dtype, optimize_for_inference
+        from segzoo.models.base import SegmentationModel
+        from segzoo.registry import create_model
+
+        self.device = find_device(device)
+        loaded: Any = create_model(model) if isinstance(model, str) else model
         self.finds_instances = hasattr(loaded, "roi_heads") and hasattr(loaded, "score_threshold")
         if isinstance(loaded, SegmentationModel):
             own = loaded is not model  # nobody else has it
-            self.model = optimize_for_inference(loaded, device=self.device, dtype=self.dtype, in_place=own)
+            self.dtype = chosen_dtype(precision, loaded, self.device)
+            self.model = optimize_for_inference(loaded, precision, device=self.device, in_place=own, **options)
         elif self.finds_instances:
-            if self.dtype != torch.float32 or min_max or not self.views.plain:
-                raise ValueError("a detector runs in float32, without min_max, tta and tile")
+            self.dtype = torch.float32
+            if precision not in ("auto", "fp32") or self.min_max or not self.views.plain or options["compile"]:
+                raise ValueError("a detector runs in float32, without min_max, tta, tile and compile")
             self.model = copy.deepcopy(loaded).eval().requires_grad_(False).to(self.device)
         else:
             raise TypeError(f"model is a name or a segzoo model, got {type(model).__name__}")
+
+    def _run_from_file(self, model: Any, device: str, precision: Any) -> None:
+        backend: Any = self.backend
+        if isinstance(model, FileModel):
+            if device not in ("auto", model.device) or precision != "auto":
+                raise ValueError("device and precision are a FileModel's own: give them where it is made")
+            self.model = model
+        elif is_onnx(model):
+            self.model = FileModel(model, backend, device=device, precision=precision)
+        else:
+            self.model = exported(model, backend, device=device, precision=precision)
+        self.device, self.dtype = self.model.device, self.model.precision
+        size = self.model.size
+        if size is not None and (self.views.tile not in (None, size) or self.views.scales != (1.0,)):
+            only = f"{self.model.name} takes {size[0]}×{size[1]} pixels only"
+            raise ValueError(f"{only}: expected that as tile, and of tta 'flip' (dynamic=True exports it for any size)")
 
     @overload
     def __call__(self, pictures: list[PictureLike] | tuple[PictureLike, ...]) -> list[Prediction]: ...
@@ -156,6 +214,8 @@ class Predictor:
     def _stream(
         self, source: Iterator[PictureLike], workers: int, errors: Literal["raise", "return"]
     ) -> Iterator[Prediction | Exception]:
+        from concurrent.futures import ThreadPoolExecutor
+
         at_once = self.batch_size if self.views.tile is None else 1  # a picture that needs windows is enough
         waiting: deque[Future[_Loaded]] = deque()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="segzoo-decode")
@@ -190,7 +250,10 @@ class Predictor:
         return not self.finds_instances and self.model.num_classes > 1 and not self.model.multilabel
 
     def _load(self, source: PictureLike) -> _Loaded:
-        picture = read_picture(source, in_channels=self.model.in_channels)
+        enough = self.views.largest(self.model.preprocessing)
+        picture = read_picture(source, in_channels=self.model.in_channels, at_least=enough)
+        if self.views.plain and isinstance(self.model, FileModel):
+            return picture, Input(*preprocessed(picture, self.model.preprocessing))
         return picture, self.views.first(picture, self.model.preprocessing)
 
     def _predict(self, loaded: Sequence[_Loaded]) -> list[Prediction]:
@@ -232,10 +295,14 @@ class Predictor:
             for (picture, _), score in zip(loaded, scores)
         ]
 
-    @torch.inference_mode()
     def _find_instances(self, loaded: Sequence[_Loaded]) -> list[Prediction]:
-        found = self.model([first.x.to(self.device) for _, first in loaded])
+        import torch
+
+        from segzoo.inference.instances import InstancePrediction
+
         model = self.model
+        with torch.inference_mode():
+            found = model([first.tensor.to(self.device) for _, first in loaded])
         return [
             InstancePrediction(
                 picture,
@@ -247,41 +314,43 @@ class Predictor:
             for (picture, _), detections in zip(loaded, found)
         ]
 
-    @torch.inference_mode()
-    def _scores(self, batch: Sequence[_Loaded]) -> Tensor:
+    def _scores(self, batch: Sequence[_Loaded]) -> Tensor | NDArray[np.float32]:
         """Probabilities, float32 ``[N, C, h, w]`` on the CPU, of pictures whose inputs have the same sizes."""
-        if self.views.plain:
-            return self.scores(torch.stack([first.x for _, first in batch]))
-        found = self.views.probabilities(
-            self.model, batch, self._to_model, batch_size=self.batch_size, progress=self.progress
-        )
-        return found.cpu()
+        inputs: list[Any] = [first.x for _, first in batch]
+        if self.views.plain and isinstance(self.model, FileModel):
+            return self.scores(np.stack(inputs))
+        import torch
 
-    @torch.inference_mode()
-    def scores(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            if self.views.plain:
+                return self.scores(torch.stack(inputs))
+            found = self.views.probabilities(
+                self.model, batch, self._to_model, batch_size=self.batch_size, progress=self.progress
+            )
+            return found.cpu()
+
+    @overload
+    def scores(self, x: Tensor) -> Tensor: ...
+    @overload
+    def scores(self, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def scores(self, x: Tensor | NDArray[np.float32]) -> Tensor | NDArray[np.float32]:
         """Probabilities, float32 ``[N, C, h, w]`` on the CPU, of preprocessed pictures ``[N, in_channels, h, w]``.
 
-        One look at each, whatever ``tta`` and ``tile`` are.
+        One look at each, whatever ``tta`` and ``tile`` are. An array is for a model in a file, and gives an array.
         """
-        probabilities: Tensor = self.model.probabilities(self.model(self._to_model(x)))
-        return probabilities.cpu()
+        if isinstance(self.model, FileModel):
+            return self.model.predict(x)
+        import torch
+
+        with torch.inference_mode():
+            probabilities: Tensor = self.model.probabilities(self.model(self._to_model(cast("Tensor", x))))
+            return probabilities.cpu()
 
     def _to_model(self, x: Tensor) -> Tensor:
-        return x.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        if isinstance(self.model, FileModel):
+            return x
+        import torch
 
-
-def _find_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise unknown_name("device", device, ["auto", "cpu", "cuda", "cuda:0", "mps"]) from None
-    try:
-        torch.zeros(1, device=found).cpu()  # asking is the only way to know, and torch's refusals have many types
-    except Exception:
-        message = f"device {str(device)!r} was asked for and is not there; device='auto' takes what is"
-        raise ValueError(message) from None
-    return found
+        kind = cast("torch.dtype", self.dtype)
+        return x.to(device=self.device, dtype=kind, memory_format=torch.channels_last)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segzoo.inference.multiscale import scaled_size
+from segzoo.inference._sizes import scaled_size
 from segzoo.inference.picture import Picture
 from segzoo.ops import resize
-from segzoo.weights.catalog import Preprocessing
+from segzoo.weights.record import Preprocessing
 
 __all__ = ["normalise", "preprocess", "resized_pixels"]
 
@@ -43,9 +43,9 @@ def resized_pixels(picture: Picture, preprocessing: Preprocessing, scale: float 
         >>> resized_pixels(read_picture(np.zeros((30, 40, 3), np.uint8)), Preprocessing(size=None), 1.5).shape
         torch.Size([3, 45, 60])
     """
-    x = torch.from_numpy(np.require(picture.over_white(), requirements=["C", "W"])).permute(2, 0, 1)[None]
     size = scaled_size(preprocessing.size_for(picture.size), scale)
-    return resize(x, size, preprocessing.interpolation)[0]
+    pixels = np.require(picture.seen(size), requirements=["C", "W"])
+    return resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], size, preprocessing.interpolation)[0]
 
 
 def normalise(x: Tensor, preprocessing: Preprocessing, *, brightest: int) -> Tensor:
@@ -64,4 +64,5 @@ def normalise(x: Tensor, preprocessing: Preprocessing, *, brightest: int) -> Ten
     scale = max(brightest, 1) if preprocessing.scale == "max" else 255
     mean = torch.tensor(preprocessing.mean, device=x.device).reshape(-1, 1, 1)
     std = torch.tensor(preprocessing.std, device=x.device).reshape(-1, 1, 1)
-    return (x.float() / scale - mean) / std
+    # In place: fresh memory costs more here than the arithmetic.
+    return x.to(torch.float32, copy=True).div_(scale).sub_(mean).div_(std)

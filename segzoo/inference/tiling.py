@@ -15,6 +15,7 @@ from torch import Tensor
 from segzoo._errors import unknown_name
 from segzoo._progress import progress_bar
 from segzoo.inference._forward import LogitsModel, main_logits, place_of
+from segzoo.inference._sizes import size_pair
 from segzoo.models.base import check_positive, evaluating
 from segzoo.ops import resize
 
@@ -178,21 +179,6 @@ def _grid(stride: int, multiple: int) -> int:
     while multiple > stride:
         multiple //= 2
     return multiple
-
-
-def size_pair(name: str, value: object, least: int = 1) -> tuple[int, int]:
-    """Height and width of a pair, or of one number for both; else a ValueError that says what ``name`` must be.
-
-    Examples:
-        >>> size_pair("tile", 512)
-        (512, 512)
-    """
-    both = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    whole = (int, np.integer)
-    if len(both) != 2 or not all(isinstance(v, whole) and not isinstance(v, bool) and v >= least for v in both):
-        kind = "a positive int" if least else "an int of at least 0"
-        raise ValueError(f"{name} must be {kind} or a pair of them (height, width), got {value!r}")
-    return int(both[0]), int(both[1])
 
 
 def _spans(length: int, window: int, stride: int, margin: int, multiple: int, blend: str) -> list[_Span]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segzoo._errors import unknown_name
 from segzoo.ops import crop_to, resize_to
 
-__all__ = ["SideFusion", "SkipFusion"]
+__all__ = ["FusedSides", "SideFusion", "SkipFusion"]
 
 Fusion = Literal["concat", "add"]
 Upsampling = Literal["bilinear", "nearest", "transposed", "pixel_shuffle"]
@@ -39,6 +40,64 @@ class SideFusion(nn.Conv2d):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
         """``num_maps`` tensors ``[N, num_classes, H, W]`` of one size to one such tensor."""
         return super().forward(torch.cat(list(maps), 1))
+
+
+class FusedSides(nn.Module):
+    """Side heads and their fusion as one, for inference: both are linear, so that a head can carry its fusion's weight.
+
+    A 3×3 convolution with one output channel keeps a processor waiting for memory. Here it is a matrix product, one
+    plane for each of its nine taps, and the sum of the planes, shifted.
+
+    Args:
+        sides: The 3×3 convolutions, each ``[N, C_i, h_i, w_i]`` to ``[N, num_classes, h_i, w_i]``.
+        fusion: Of their resized outputs, those of the last head first.
+
+    State-dict keys: none; the heads and the fusion keep theirs.
+
+    Source: Qin et al., "U²-Net", 2020 (arXiv 2005.09007), Fig. 5: S_fuse.
+
+    Examples:
+        >>> sides, features = [nn.Conv2d(4, 1, 3, padding=1) for _ in range(2)], [torch.ones(1, 4, 2, 3)] * 2
+        >>> FusedSides(sides, SideFusion(2, 1))(features, torch.zeros(1, 3, 5, 7)).shape
+        torch.Size([1, 1, 5, 7])
+    """
+
+    bias: Tensor
+
+    @torch.no_grad()
+    def __init__(self, sides: Sequence[nn.Conv2d], fusion: SideFusion) -> None:
+        super().__init__()
+        self.num_classes = fusion.out_channels
+        shares = fusion.weight.flatten(1).double().unflatten(1, (len(sides), -1)).flip(1)  # [class, side, its class]
+        bias = torch.zeros_like(fusion.weight[:, 0, 0, 0]).double() if fusion.bias is None else fusion.bias.double()
+        for i, side in enumerate(sides):
+            taps = torch.einsum("kj,jcyx->yxkc", shares[:, i], side.weight.double()).flatten(0, 2)  # [9 · classes, C]
+            self.register_buffer(f"weight{i}", taps.to(side.weight.dtype), persistent=False)
+            if side.bias is not None:
+                bias = bias + shares[:, i] @ side.bias.double()
+        self.register_buffer("bias", bias.float().view(-1, 1, 1), persistent=False)
+
+    def forward(self, features: Sequence[Tensor], picture: Tensor) -> Tensor:
+        """What each head sees, and the picture, whose size counts, to float32 logits ``[N, num_classes, H, W]``."""
+        fused = self.bias.float()
+        for i, x in enumerate(features):
+            fused = fused + resize_to(self._head(x, getattr(self, f"weight{i}")), picture)
+        return fused
+
+    def _head(self, x: Tensor, taps: Tensor) -> Tensor:
+        x = x.to(taps.dtype)
+        if x.device.type != "cpu" or self.num_classes >= _WIDE_ENOUGH:
+            weight = taps.view(3, 3, self.num_classes, -1).permute(2, 3, 0, 1)
+            return F.conv2d(x, weight, padding=1).float()
+        n, _, height, width = x.shape
+        rows = x.flatten(2)  # of channels-last a view, whose transpose is the matrix that lies in memory
+        planes = torch.bmm(taps.expand(n, -1, -1), rows).float().view(n, 3, 3, self.num_classes, height, width)
+        planes = F.pad(planes, (1, 1, 1, 1))
+        shifted = [planes[:, y, x, :, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        return sum(shifted[1:], shifted[0])
+
+
+_WIDE_ENOUGH = 8  # output channels that a convolution is fast with
 
 
 class SkipFusion(nn.Module):

@@ -44,6 +44,7 @@ class _ResidualU(nn.Module):
             for i, dilation in enumerate(decode_dilations)
         )
         self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True) if pooled else None
+        self.in_place = False  # whether the sum overwrites the last output: for inference, where nobody else has it
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, out_channels, H, W]``."""
@@ -61,7 +62,8 @@ class _ResidualU(nn.Module):
             if self.pool is not None and i > 0:
                 x = resize_to(x, skip)
             x = decode(torch.cat([x, skip], 1))
-        return x + residual
+        overwrite = self.in_place and not (torch.is_grad_enabled() and x.requires_grad)
+        return x.add_(residual) if overwrite else x + residual
 
 
 class RSU(_ResidualU):

@@ -62,6 +62,7 @@ class Pretrained:
     made_by: Call | None = None
     implied_arguments: Mapping[str, Any] = {}
     started_from: str | None = None
+    pruned: bool = False  # fewer channels than the factory gives: segzoo.export.prune
 
     def remember_call(self, architecture: str, arguments: Mapping[str, Any]) -> None:
         """Keep what ``save_pretrained`` writes down of a factory's call; the registry calls this.
@@ -169,6 +170,7 @@ class Pretrained:
             description=description,
             limits=limits,
             made_with={"segzoo": __version__, **{package: version(package) for package in _PACKAGES}},
+            pruned=self.pruned,
         )
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if push_to_hub:

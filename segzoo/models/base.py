@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segzoo._errors import caller_level
 from segzoo.encoders.base import Encoder
+from segzoo.layers._sizes import fit
 from segzoo.layers.norm import Norm
 from segzoo.models._pretrained import Pretrained, origin_of
 from segzoo.ops import resize_to
@@ -124,6 +125,12 @@ class SegmentationModel(Pretrained, nn.Module):
     def implied(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Arguments that other people's checkpoint of this architecture was trained with; used where they are None."""
         return {}
+
+    def fuse_for_inference(self) -> None:
+        """Make eval mode faster in place where the architecture knows how, for ``optimize_for_inference``.
+
+        Outputs agree but for rounding; state-dict keys stay. The model can no longer be trained.
+        """
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError or TypeError unless ``x`` is a float tensor ``[N, in_channels, H, W]``."""
@@ -246,7 +253,10 @@ def build_model(
     """
 
     def make(classes: int, **more: Any) -> Model:
-        return cls(num_classes=classes, in_channels=in_channels, **{"norm": norm, **arguments, **more})
+        model = cls(num_classes=classes, in_channels=in_channels, **{"norm": norm, **arguments, **more})
+        if isinstance(weights, Checkpoint) and weights.saved is not None and weights.saved.pruned:
+            _prune_as(model, weights.saved, weights.state, {"norm": norm, **arguments, **more})
+        return model
 
     if weights is None:
         model = make(cls.default_num_classes if num_classes is None else num_classes)
@@ -291,6 +301,14 @@ def _as_saved(saved: SavedModel, num_classes: int | None, in_channels: int, norm
     """Whether the caller wants nothing of a saved model changed: its weights must then fit its own description."""
     same = num_classes in (None, saved.num_classes) and in_channels == saved.in_channels
     return same and norm == saved.arguments.get("norm", norm)
+
+
+def _prune_as(model: SegmentationModel, saved: SavedModel, state: StateDict, arguments: Mapping[str, Any]) -> None:
+    """Give a new model the channels of a saved one; heads and stem keep those that the caller wants."""
+    with torch.device("meta"):
+        usual = type(model)(num_classes=saved.num_classes, in_channels=saved.in_channels, **arguments)
+    fit(model, usual.state_dict(), state)
+    model.pruned = True
 
 
 def _without_counters(state: StateDict) -> StateDict:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from segzoo.layers import RSU, RSU4F, SideFusion
+from segzoo.layers.fusion import FusedSides
 from segzoo.layers.norm import Norm
 from segzoo.models.base import SegmentationModel, build_model
 from segzoo.ops import resize_to
@@ -121,6 +122,11 @@ class NestedU(SegmentationModel):
         sides = [side(x) for side, x in zip(self.side_modules, features)]
         return [resize_to(side, picture) for side in reversed(sides)]
 
+    def fuse_for_inference(self) -> None:
+        """The sums in the residual U-blocks overwrite one of their inputs."""
+        for module in (*self.encode_modules, *self.decode_modules):
+            module.in_place = True
+
 
 class U2Net(NestedU):
     """U²-Net from its two tables of stages.
@@ -167,11 +173,20 @@ class U2Net(NestedU):
             multilabel=multilabel,
         )
         self.out_conv = SideFusion(len(self.side_modules), num_classes)
+        self.fused_sides: FusedSides | None = None
+
+    def fuse_for_inference(self) -> None:
+        """As ``NestedU``'s, and in eval mode the side heads are one with their fusion."""
+        super().fuse_for_inference()
+        self.fused_sides = FusedSides([cast(nn.Conv2d, side) for side in self.side_modules], self.out_conv)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """``[N, in_channels, H, W]`` to logits ``[N, num_classes, H, W]``; to a list of them in train mode."""
         self.check_input(x)
-        maps = self.side_maps(self.features(x), x)
+        features = self.features(x)
+        if self.fused_sides is not None and not self.training:
+            return self.fused_sides(features, x)  # type: ignore[no-any-return]
+        maps = self.side_maps(features, x)
         fused: Tensor = self.out_conv(maps)
         return [fused, *maps] if self.training else fused
 

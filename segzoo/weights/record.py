@@ -3,66 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
+from segzoo.weights.preprocessing import Preprocessing
+
 __all__ = ["Preprocessing", "Source", "Weights"]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a picture goes through before a model sees it.
-
-    The picture (8 bit) is resized, divided by ``scale``, and normalised per channel: (x − mean) / std.
-
-    Args:
-        size: Height and width in pixels that the picture is resized to; or one int: its shorter side; or None to keep
-            its own size.
-        interpolation: ``"bilinear"`` (with anti-aliasing when the picture shrinks).
-        scale: ``"255"``, or ``"max"``: the picture's own largest value, over all its channels (1 if it is all black).
-        mean: Per channel, subtracted after scaling.
-        std: Per channel.
-    """
-
-    size: tuple[int, int] | int | None = (320, 320)
-    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    scale: Literal["255", "max"] = "255"
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-    def size_for(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The height and width that a picture of ``size`` (height, width) is resized to.
-
-        Examples:
-            >>> Preprocessing(size=520).size_for((1040, 2081))
-            (520, 1040)
-        """
-        if self.size is None:
-            return size
-        if isinstance(self.size, int):
-            shorter = min(size)
-            height, width = (self.size * side // shorter for side in size)
-            return height, width
-        return self.size
-
-    def for_channels(self, channels: int) -> Preprocessing:
-        """The same for another number of channels: further ones, or all of fewer, get the average mean and std.
-
-        Examples:
-            >>> Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2)).for_channels(1).mean
-            (0.5,)
-        """
-        if channels == len(self.mean):
-            return self
-        mean, std = (self._extended(values, channels) for values in (self.mean, self.std))
-        return replace(self, mean=mean, std=std)
-
-    @staticmethod
-    def _extended(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-        average = (round(sum(values) / len(values), 6),)
-        more = channels - len(values)
-        return values + average * more if more > 0 else average * channels
 
 
 @dataclass(frozen=True)

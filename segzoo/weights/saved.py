@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from segzoo._errors import some_of
-from segzoo.weights.record import Preprocessing
+from segzoo.weights.preprocessing import Preprocessing, check_preprocessing, is_count, is_number
 
 __all__ = ["NO_ARGUMENTS", "SavedModel", "plain"]
 
@@ -42,6 +42,7 @@ class SavedModel:
         description: A sentence or more for the card; None for one that is made up.
         limits: The same, of what it is not good at.
         made_with: {package: version}.
+        pruned: Whether layers have fewer channels than the factory gives them: as many as their weights.
 
     Raises:
         ValueError: For a field that holds anything else.
@@ -67,13 +68,14 @@ class SavedModel:
     description: str | None
     limits: str | None
     made_with: Mapping[str, str] = field(default_factory=dict)
+    pruned: bool = False
 
     def __post_init__(self) -> None:
         for name, (fits, expected) in _FIELDS.items():
             value = getattr(self, name)
             if not fits(value):
                 raise ValueError(f"{name} must be {expected}, got {value!r}")
-        _check_preprocessing(self.preprocessing, self.in_channels)
+        check_preprocessing(self.preprocessing, self.in_channels)
         if self.classes is not None and len(self.classes) != self.num_classes:
             raise ValueError(f"classes must be {self.num_classes} names or None, got {len(self.classes)}")
         if self.metrics and not self.protocol:
@@ -86,7 +88,7 @@ class SavedModel:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``json.dumps``."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "pruned" or self.pruned}
         return {name: plain(value) for name, value in {**values, "preprocessing": asdict(self.preprocessing)}.items()}
 
     @classmethod
@@ -96,7 +98,7 @@ class SavedModel:
         Raises:
             ValueError: For unknown or missing fields, or one that holds what it should not.
         """
-        _check_names("field", values, [f.name for f in fields(cls)])
+        _check_names("field", {"pruned": False, **values}, [f.name for f in fields(cls)])
         given = {name: _frozen(value) for name, value in values.items()}
         arguments = given["arguments"]
         if isinstance(arguments, dict) and (strange := [name for name in NO_ARGUMENTS if name in arguments]):
@@ -154,16 +156,8 @@ def _text_or_none(value: object) -> bool:
     return value is None or _text(value)
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _share(value: object) -> bool:
-    return _number(value) and 0 <= value <= 1  # type: ignore[operator]
-
-
-def _count(value: object) -> bool:
-    return type(value) is int and value >= 1
+    return is_number(value) and 0 <= value <= 1  # type: ignore[operator]
 
 
 def _texts(value: object) -> bool:
@@ -174,7 +168,7 @@ def _tables(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         _text(data_set)
         and isinstance(values, Mapping)
-        and all(_text(name) and (x is None or _number(x)) for name, x in values.items())
+        and all(_text(name) and (x is None or is_number(x)) for name, x in values.items())
         for data_set, values in value.items()
     )
 
@@ -182,8 +176,8 @@ def _tables(value: object) -> bool:
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "architecture": (_text, "a model's name"),
     "arguments": (lambda value: isinstance(value, Mapping), "{argument: value}"),
-    "num_classes": (_count, "a positive int"),
-    "in_channels": (_count, "a positive int"),
+    "num_classes": (is_count, "a positive int"),
+    "in_channels": (is_count, "a positive int"),
     "multilabel": (lambda value: isinstance(value, bool), "true or false"),
     "classes": (lambda value: value is None or (isinstance(value, tuple) and all(map(_text, value))), "names or None"),
     "threshold": (_share, "a number in 0…1"),
@@ -202,23 +196,5 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "description": (_text_or_none, "a text or None"),
     "limits": (_text_or_none, "a text or None"),
     "made_with": (_texts, "{package: version}"),
+    "pruned": (lambda value: isinstance(value, bool), "true or false"),
 }
-
-
-def _check_preprocessing(given: object, channels: int) -> None:
-    if not isinstance(given, Preprocessing):
-        raise ValueError(f"preprocessing must be a segzoo.weights.Preprocessing, got {type(given).__name__}")
-    size = given.size
-    sides = (size,) if isinstance(size, int) else size
-    pair = sides is None or (isinstance(sides, tuple) and len(sides) == (1 if isinstance(size, int) else 2))
-    if not pair or not all(map(_count, sides or ())):
-        raise ValueError(f"the preprocessing's size must be (height, width), an int or None, got {size!r}")
-    for name, known in (("interpolation", ("bilinear", "bicubic", "nearest")), ("scale", ("255", "max"))):
-        if getattr(given, name) not in known:
-            raise ValueError(f"the preprocessing's {name} must be {' or '.join(known)}, got {getattr(given, name)!r}")
-    for name in ("mean", "std"):
-        values = getattr(given, name)
-        if not isinstance(values, tuple) or len(values) != channels or not all(map(_number, values)):
-            raise ValueError(f"the preprocessing's {name} must be {channels} numbers, a channel each, got {values!r}")
-    if 0 in given.std:
-        raise ValueError(f"the preprocessing's std must not be 0, got {given.std!r}")
