@@ -88,7 +88,7 @@ class Maps:
             with np.load(file) as saved:
                 return torch.from_numpy(saved["scores"].astype(np.float32) / 65535), float(saved["seconds"])
         if view not in self.predictors:
-            self.predictors[view] = segzoo.Predictor(self.model, tta=VIEWS[view])
+            self.predictors[view] = segzoo.Predictor(self.model, precision="fp32", tta=VIEWS[view])
             self.predictors[view](path)  # the first call is a slow one
         started = time.perf_counter()
         scores = self.predictors[view](path).scores

@@ -41,7 +41,7 @@ def compare(name: str, repeats: int) -> dict[str, dict[str, float]]:
     """Both comparisons of one model; the ratio is the median of the pairs' ratios."""
     # Speed does not depend on the weights' values: a model whose file is not here is timed with random ones.
     model = segzoo.create_model(name, **({} if name == "u2net_lite" else {"weights": None})).eval()
-    predictor = segzoo.Predictor(model, device="cpu")
+    predictor = segzoo.Predictor(model, device="cpu", precision="fp32")
     x = torch.rand(1, 3, 320, 320)
 
     def no_grad() -> torch.Tensor:

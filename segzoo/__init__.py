@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segzoo import datasets, encoders, inference, layers, losses, metrics, models, ops, transforms, weights
+    from segzoo import datasets, encoders, export, inference, layers, losses, metrics, models, ops, transforms, weights
     from segzoo.inference.prediction import Prediction
     from segzoo.inference.predictor import Predictor
     from segzoo.models.deeplab import (
@@ -39,6 +39,7 @@ __version__ = "0.1.0.dev0"
 _PACKAGES = (
     "datasets",
     "encoders",
+    "export",
     "inference",
     "layers",
     "losses",
@@ -71,6 +72,7 @@ __all__ = [
     "deeplabv3_resnet101",
     "deeplabv3plus",
     "encoders",
+    "export",
     "fcn8s",
     "fcn_resnet50",
     "fcn_resnet101",

@@ -236,7 +236,7 @@ def test_to_standard_output(salient, said, tmp_path: Path) -> None:
 
 def small(model: Any) -> segzoo.Predictor:
     """A predictor that looks at little pictures, which saves time."""
-    predictor = segzoo.Predictor(model)
+    predictor = segzoo.Predictor(model, precision="fp32")
     predictor.model.preprocessing = replace(predictor.model.preprocessing, size=(96, 96))
     return predictor
 
@@ -266,7 +266,7 @@ def test_a_model_on_a_data_set(coffee: Path, said, tmp_path: Path) -> None:
     (tmp_path / "in" / "zoom.jpg").write_bytes(coffee.read_bytes())
     save(tmp_path / "masks" / "nobody.png", mask)
     metrics = SaliencyMetrics(normalize=False)
-    metrics.update(segzoo.Predictor("u2net_lite")(coffee).probabilities[0], mask)
+    metrics.update(segzoo.Predictor("u2net_lite", precision="fp32")(coffee).probabilities[0], mask)
     arguments = ["--model", "u2net_lite.duts", "--batch-size", 2, "--no-normalize"]
     code, out, err = said(tmp_path / "in", tmp_path / "masks", *arguments)
     assert code == 1 and err.count("\n") == 3 and metrics.table() in out and "probabilities of u2net_lite.duts" in out

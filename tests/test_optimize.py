@@ -124,6 +124,18 @@ def test_auto_is_narrow_where_that_was_checked_and_is_fast(
     assert ready(torch.rand(1, 3, 20, 30)).isfinite().all()  # of float32, whatever the model is
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_that_is_ready_stays_as_it_is(precision: str) -> None:
+    ready = optimize_for_inference(narrow_u2net(), precision)  # type: ignore[arg-type]
+    x = torch.rand(1, 3, 20, 30)
+    for again in (optimize_for_inference(ready), segzoo.Predictor(ready, device="cpu").model, copy.deepcopy(ready)):
+        assert again is not ready
+        torch.testing.assert_close(again(x), ready(x), atol=1e-5, rtol=1e-5)
+    other = {"fp32": "bf16", "bf16": "fp32"}[precision]
+    with pytest.raises(ValueError, match="was made .*already"):
+        optimize_for_inference(ready, other)  # type: ignore[arg-type]
+
+
 def test_bad_arguments_are_one_sentence() -> None:
     model = narrow_u2net()
     with pytest.raises(ValueError, match="unknown precision 'bf61'.*bf16"):

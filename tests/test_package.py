@@ -112,6 +112,7 @@ def test_readme_commands_are_the_ones_ci_runs_and_its_links_lead_somewhere() -> 
         "docs/predictions.md",
         "docs/losses.md",
         "docs/metrics.md",
+        pytest.param("docs/export.md", marks=pytest.mark.slow),
     ],
 )
 def test_python_of_the_documents_runs(document: str) -> None:

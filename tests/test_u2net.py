@@ -209,8 +209,9 @@ def test_bundled_weights_against_onnxruntime_on_real_pictures(u2netp_onnx: Path,
         assert stacked.max() < 2e-4 and stacked.mean() < 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize(("batch", "most"), [(2, 0.05), pytest.param(8, 0.03, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("batch", "most"), [(2, 0.05), (8, 0.03)])
 def test_calibrated_norms_make_sense_in_train_mode(data: Path, batch: int, most: float) -> None:
     """Pictures that did not calibrate them; the plain conversion's mean prediction falls from 0.22 to 0.005 here."""
     from segzoo.inference import preprocess, read_picture

@@ -63,8 +63,8 @@ def to_program(
         OSError: If the file cannot be written.
 
     Examples:
-        >>> program = to_program("u2net_lite", dynamic=False, size=(40, 48))
-        >>> program.module()(torch.zeros(1, 3, 40, 48)).shape
+        >>> program = to_program("u2net_lite", dynamic=False, size=(40, 48))  # doctest: +SKIP
+        >>> program.module()(torch.zeros(1, 3, 40, 48)).shape  # doctest: +SKIP
         torch.Size([1, 1, 40, 48])
     """
     if path is not None:

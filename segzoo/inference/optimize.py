@@ -125,21 +125,27 @@ def optimize_for_inference(
     place = find_device(device)
     dtype = chosen_dtype(precision, model, place)
     optimized: SegmentationModel = (model if in_place else copy.deepcopy(model)).eval().requires_grad_(False)
-    fold_norms(optimized)
-    optimized.fuse_for_inference()
-    optimized.to(device=place).to(memory_format=torch.channels_last)
-    if dtype == torch.float32:
-        optimized.to(dtype)
-    else:
-        narrow(optimized, dtype, find_chains(optimized, torch.finfo(dtype).eps / 2))
-        optimized.register_forward_pre_hook(cast_inputs_to(dtype))  # so that nobody has to ask what it became
-    if place.type == "cpu":
-        fuse_activations(optimized)
+    if optimized.inference_dtype is None:
+        _make_ready(optimized, dtype, place)
+    optimized.to(device=place)
     if tune_allocator:
         _tune_allocator()
     if compile:
         optimized.compile(mode="max-autotune" if place.type == "cuda" else None)
     return optimized
+
+
+def _make_ready(model: SegmentationModel, dtype: torch.dtype, device: torch.device) -> None:
+    fold_norms(model)
+    model.fuse_for_inference()
+    model.to(device=device).to(memory_format=torch.channels_last)
+    if dtype == torch.float32:
+        model.to(dtype)
+    else:
+        narrow(model, dtype, find_chains(model, torch.finfo(dtype).eps / 2))
+        model.register_forward_pre_hook(cast_inputs_to(dtype))  # so that nobody has to ask what it became
+    fuse_activations(model)
+    model.inference_dtype = dtype
 
 
 def chosen_dtype(precision: str, model: SegmentationModel, device: torch.device) -> torch.dtype:
@@ -150,9 +156,14 @@ def chosen_dtype(precision: str, model: SegmentationModel, device: torch.device)
         >>> chosen_dtype("auto", unet(weights=None, base_channels=2), torch.device("cpu"))
         torch.float32
     """
+    if precision != "auto" and precision not in DTYPES:
+        raise unknown_name("precision", precision, ["auto", *DTYPES])
+    made = model.inference_dtype
+    if precision != "auto" and made not in (None, DTYPES[precision]):
+        raise ValueError(f"this model was made {str(made)[6:]} for inference already: give the one it was made of")
+    if made is not None:
+        return made
     if precision != "auto":
-        if precision not in DTYPES:
-            raise unknown_name("precision", precision, ["auto", *DTYPES])
         return DTYPES[precision]
     checked = model.weights.precision_ok if model.weights else ()
     return next(

@@ -111,6 +111,7 @@ class SegmentationModel(Pretrained, nn.Module):
         self.threshold = 0.5
         self.classes: tuple[str, ...] | None = None
         self._warned = False
+        self.inference_dtype: torch.dtype | None = None  # what optimize_for_inference made it, once it has
 
     def stems(self) -> list[str]:
         """The keys of the weights of all convolutions that see the picture."""
