@@ -6,7 +6,7 @@
 
 Every model, batch and allocator setting is a process of its own; in it all candidates take turns. "peer" is the module
 as its authors (U²-Net, written again in _official_u2net.py), torchvision or segmentation_models_pytorch built it, in
-eval mode, float32, NCHW, under ``no_grad``; "fp32" and "bf16" (on a GPU "fp16" too) are ``optimize_for_inference``.
+eval mode, float32, NCHW, in inference mode; "fp32" and "bf16" (on a GPU "fp16" too) are ``optimize_for_inference``.
 "onnxruntime" runs ``SEGZOO_U2NETP_ONNX``, the file that rembg uses for u2net_lite, and OpenVINO the same one: by its
 default (bfloat16, where the processor has it) and in float32. ``tuned`` rows have glibc's allocator tuned for the whole
 process, so for the peers too.
@@ -55,7 +55,7 @@ def peer_of(name: str) -> nn.Module:
     if name in ("deeplabv3_resnet50", "fcn_resnet50"):
         from torchvision.models import segmentation
 
-        return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+        return getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=21)
     import segmentation_models_pytorch as smp
 
     kind = {"unet": smp.Unet, "deeplabv3plus": smp.DeepLabV3Plus}[name]
@@ -64,7 +64,7 @@ def peer_of(name: str) -> nn.Module:
 
 @torch.no_grad()
 def ours_of(name: str, peer: nn.Module, side: int) -> Any:
-    """The same architecture of ours: the lite one with its published weights, which the peer gets too."""
+    """The same architecture of ours: U²-Net lite with its published weights, the full one with the peer's."""
     if name == "u2net_lite":
         return segzoo.u2net_lite().eval()
     encoder = {"encoder": "resnet34", "encoder_weights": None} if name in ("unet", "deeplabv3plus") else {}
@@ -156,9 +156,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
         return run
 
-    candidates: dict[str, Callable[[], Any]] = {"peer": under(torch.no_grad, peer, on_device)}
+    candidates: dict[str, Callable[[], Any]] = {"peer": under(torch.inference_mode, peer, on_device)}
     if args.compile:
-        candidates["peer compiled"] = under(torch.no_grad, torch.compile(peer), on_device)
+        candidates["peer compiled"] = under(torch.inference_mode, torch.compile(peer), on_device)
     candidates |= sessions(name, x) if device.type == "cpu" else {}
     precisions = ["fp32", "bf16"] + (["fp16"] if device.type == "cuda" else [])
     with torch.no_grad():

@@ -131,8 +131,9 @@ def speed(files: dict[str, Path], repeats: int, threads: int) -> dict[str, dict[
     runners = {row: runner(files[name], backend, threads) for row, (name, backend) in SPEED.items()}
     times = interleaved({row: partial(run, x) for row, run in runners.items()}, repeats)
     medians = {row: statistics.median(seconds) for row, seconds in times.items()}
-    first = next(iter(medians.values()))
-    return {row: {"ms": 1000 * median, "times_as_fast": first / median} for row, median in medians.items()}
+    first = next(iter(times.values()))
+    ratios = {row: statistics.median(a / b for a, b in zip(first, seconds)) for row, seconds in times.items()}
+    return {row: {"ms": 1000 * median, "times_as_fast": ratios[row]} for row, median in medians.items()}
 
 
 def main() -> None:

@@ -78,8 +78,14 @@ def main(args: argparse.Namespace, processes: Processes) -> None:
         terms = {"license": "other", "license_name": "that of the weights it was pruned from"}
         smaller.save_pretrained(start, training_data={"nothing new": "only pruned"}, **terms)
 
-    if processes.main:
-        save()
+    def save_once() -> None:
+        """By one process, before any of the others reads it."""
+        if processes.main:
+            save()
+        if processes.count > 1:
+            torch.distributed.barrier()
+
+    save_once()
     settings = finetune_cutout.parse([*words, "--model", f"{LOCAL_DIR}{start}", "--norm", "batch"])
     data = read_data(settings, task="salient")
     seen = SalientEval(settings.resize, normalize=whole.preprocessing)
@@ -93,8 +99,7 @@ def main(args: argparse.Namespace, processes: Processes) -> None:
     report("pruned", smaller)
     measure(smaller, data.train, seen, settings)
     report("pruned, norms measured anew", smaller)
-    if processes.main:
-        save()
+    save_once()
     finetune_cutout.main(settings, processes)
     tuned: Any = segzoo.create_model(f"{LOCAL_DIR}{args.output / 'best'}")
     report("fine-tuned", tuned)
@@ -128,16 +133,19 @@ def gain(whole: SegmentationModel, smaller: SegmentationModel, size: tuple[int, 
     parts = []
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (whole, smaller)]
     parts.append(f"{counts[0]:,} → {counts[1]:,} parameters")
-    fast = [optimize_for_inference(model.cpu(), "fp32") for model in (whole, smaller)]
     operations = []
     times: list[list[float]] = [[], []]
     with torch.inference_mode():
-        for model in fast:
+        for model in (whole.cpu().eval(), smaller.cpu().eval()):
             with FlopCounterMode(display=False) as counter:
                 model(x)
             operations.append(counter.get_total_flops())
-        for _ in range(ROUNDS):
-            for model, taken in zip(fast, times):
+        fast = [optimize_for_inference(model, "fp32") for model in (whole, smaller)]
+        pairs = list(zip(fast, times))
+        for model in fast:
+            model(x)
+        for i in range(ROUNDS):
+            for model, taken in pairs if i % 2 else reversed(pairs):
                 started = time.perf_counter()
                 model(x)
                 taken.append(time.perf_counter() - started)

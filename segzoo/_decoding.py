@@ -69,14 +69,28 @@ def _reason(error: Exception) -> str:
 def upright(image: Image.Image) -> Image.Image:
     """The picture as its EXIF block says that it is held."""
     try:
-        # A picture that stands already would be copied.
-        if _orientation(image) == 1:
-            return image
-        from PIL import ImageOps
-
-        return ImageOps.exif_transpose(image)
+        turn = _TURNS.get(_orientation(image))
     except Exception:  # a broken EXIF block says nothing about the pixels
         return image
+    if turn is None:
+        return image
+    # Not ImageOps.exif_transpose, which rewrites the block, and fails where any other tag in it is broken.
+    turned = image.transpose(turn)
+    for said in _SAYING_SO:
+        turned.info.pop(said, None)
+    return turned
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SAYING_SO = ("exif", "raw profile type exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "parsed_exif")
 
 
 def lies(image: Image.Image) -> bool:

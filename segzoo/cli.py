@@ -303,7 +303,8 @@ def _add_backend(parser: Any) -> None:
     parser.add_argument(
         "--backend",
         choices=["torch", "onnxruntime", "openvino"],
-        help="what runs the model, with the same results (default: onnxruntime for a .onnx file, else torch)",
+        help="what runs the model, with the results of torch in fp32 (default: onnxruntime for a .onnx file, else "
+        "torch)",
     )
 
 
@@ -479,16 +480,10 @@ def _open_as_asked(args: argparse.Namespace) -> None:
 
 def _predictor(args: argparse.Namespace) -> Predictor:
     import segzoo
-    from segzoo.inference.runtimes import backend_for, is_onnx
+    from segzoo.inference.runtimes import backend_for
 
     _open_as_asked(args)
-    model: Any = args.model
-    if args.weights:
-        from segzoo.weights.resolve import is_saved
-
-        if is_saved(args.model) or is_onnx(args.model):
-            raise ValueError(f"--weights is for a model by name, and {args.model} brings its own")
-        model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
+    model: Any = _with_weights(args)
     postprocess = _postprocess(args)
     predictor = segzoo.Predictor(
         model,
@@ -506,6 +501,19 @@ def _predictor(args: argparse.Namespace) -> Predictor:
     if args.largest and predictor.shares_pixels:
         raise ValueError(f"--largest keeps one object, and {args.model} has several classes: give --min-area")
     return predictor
+
+
+def _with_weights(args: argparse.Namespace) -> Any:
+    """The model's name, or with ``--weights`` the model."""
+    if not args.weights:
+        return args.model
+    import segzoo
+    from segzoo.inference.runtimes import is_onnx
+    from segzoo.weights.resolve import is_saved
+
+    if is_saved(args.model) or is_onnx(args.model):
+        raise ValueError(f"--weights is for a model by name, and {args.model} brings its own")
+    return segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
 
 
 def _one_picture(args: argparse.Namespace) -> bool:
@@ -710,7 +718,7 @@ def _export(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.output} ends in {kind or 'nothing'}, expected .onnx or .pt2")
     if kind == ".pt2" and (args.opset is not None or args.int8):
         raise ValueError(f"{'--int8' if args.int8 else '--opset'} is of .onnx files")
-    if args.int8 and (args.size or args.batch or args.opset or args.probabilities):
+    if args.int8 and (args.size or args.batch is not None or args.opset is not None or args.probabilities):
         raise ValueError("--int8 makes a file of free sizes with logits: leave out --size, --batch, --opset and so on")
     if args.batch is not None and args.size is None:
         raise ValueError("--batch is of a file of one size: give --size, too")
@@ -718,16 +726,14 @@ def _export(args: argparse.Namespace) -> int:
         raise FileExistsError(f"{args.output} is there already: name another file, or replace it with --overwrite")
     if args.int8 and not Path(args.int8).is_dir():
         raise FileNotFoundError(f"there is no folder {args.int8}")
-    import segzoo
     from segzoo.export import quantize, to_onnx, to_program
 
-    model: Any = args.model
-    if args.weights:
-        model = segzoo.create_model(args.model.partition(".")[0], weights=args.weights)
+    model: Any = _with_weights(args)
     if args.int8:
         print(quantize(model, args.int8, args.output))
         return _DONE
-    fixed = {} if args.size is None else {"dynamic": False, "size": args.size, "batch": args.batch or 1}
+    batch = 1 if args.batch is None else args.batch
+    fixed = {} if args.size is None else {"dynamic": False, "size": args.size, "batch": batch}
     if kind == ".pt2":
         to_program(model, args.output, include_postprocessing=args.probabilities, **fixed)
         agrees = "agrees with the model to 1e-4 of its outputs' range"
@@ -737,7 +743,7 @@ def _export(args: argparse.Namespace) -> int:
         agrees = f"differs from the model by {difference:.0e} of its outputs' range"
     free = "N, H and W free (from 33 pixels on)"
     if args.size is not None:
-        free = f"{args.batch or 1} picture{'s' if (args.batch or 1) > 1 else ''} of {args.size[0]}×{args.size[1]}"
+        free = f"{batch} picture{'s' if batch > 1 else ''} of {args.size[0]}×{args.size[1]}"
     print(f"{args.output}: {Path(args.output).stat().st_size / 1e6:.1f} MB, {free}, {agrees}")
     return _DONE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import struct
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -302,3 +303,26 @@ def test_masks_are_the_probabilities_beyond_the_threshold(
     classes, best = classes_at(maps, size), full.max(0)
     chosen = np.take_along_axis(full, classes[None].astype(int), 0)[0]
     assert classes.dtype == np.uint8 and (best - chosen < 1e-6).all()
+
+
+def test_a_broken_tag_beside_the_orientation_turns_nothing_back(tmp_path: Path) -> None:
+    """Rewriting such a block fails; reading the orientation does not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = io.BytesIO()
+    pixels = np.zeros((1400, 2000, 3), np.uint8)
+    pixels[:700] = 255
+    Image.fromarray(pixels).save(content, "JPEG", exif=_with_broken_unit(exif.tobytes()))
+    whole = read_picture(io.BytesIO(content.getvalue()))
+    small = read_picture(io.BytesIO(content.getvalue()), at_least=64)
+    assert whole.size == small.size == (2000, 1400) == small.pixels.shape[:2]
+    assert whole.pixels[:, :600].mean() < 5 and whole.pixels[:, 800:].mean() > 250  # what was on top lies right
+
+
+def _with_broken_unit(exif: bytes) -> bytes:
+    """The block with a ResolutionUnit that is text, which Pillow reads and cannot write."""
+    order = ">" if exif[6:8] == b"MM" else "<"
+    at = 6 + struct.unpack(f"{order}I", exif[10:14])[0]
+    (count,) = struct.unpack(f"{order}H", exif[at : at + 2])
+    entry = struct.pack(f"{order}HHI4s", 0x0128, 2, 4, b"abc\0")
+    return exif[:at] + struct.pack(f"{order}H", count + 1) + exif[at + 2 : at + 2 + 12 * count] + entry + bytes(4)

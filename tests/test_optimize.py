@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 import platform
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from torch import nn
 import segzoo
 from segzoo.inference import optimize, optimize_for_inference
 from segzoo.inference._fused import ConvReLU, fuse_activations
+from segzoo.inference.optimize import fold_norms
 from segzoo.layers import ConvNormAct, SideFusion
 from segzoo.layers.fusion import FusedSides
 from segzoo.models.u2net import LITE_DECODER, LITE_ENCODER, Stage, U2Net
@@ -101,6 +103,47 @@ def test_gradients_of_the_picture_are_right() -> None:
     torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-3)
 
 
+def test_a_chain_that_ends_in_a_side_head_stays_wide() -> None:
+    """A maker whose output goes into the residual sum, and a head that takes the constant away again."""
+    model = narrow_u2net()
+    stage, head = model.decode_modules[4], model.side_modules[5]
+    with torch.no_grad():
+        fold_norms(model)
+        stage.conv_in.conv.weight[3] *= 0.02
+        stage.conv_in.conv.bias[3] = 226.4
+        head.weight[:, 3] = 0.0
+        head.weight[:, 3, 1, 1] = 1.0
+        head.bias -= 226.4
+    x = torch.rand(1, 3, 64, 96)
+    ready = optimize_for_inference(model, "bf16")
+    with torch.no_grad():
+        expected, got, plain = model(x), ready(x), copy.deepcopy(model).bfloat16()(x.bfloat16())
+    assert (got - expected).abs().mean() < 0.05 * expected.std() < (plain - expected).abs().mean()
+
+
+def test_what_is_ready_can_be_pickled_and_take_other_weights() -> None:
+    x = torch.rand(1, 3, 20, 30)
+    for precision in ("fp32", "bf16"):
+        ready = optimize_for_inference(narrow_u2net(), precision)  # type: ignore[arg-type]
+        again = pickle.loads(pickle.dumps(ready))
+        torch.testing.assert_close(again(x=x), ready(x), atol=1e-5, rtol=1e-5)
+    other = narrow_u2net()
+    torch.nn.init.normal_(other.side_modules[2].weight)
+    ready = optimize_for_inference(narrow_u2net(), "fp32")
+    ready.load_state_dict(optimize_for_inference(other, "fp32").state_dict())
+    torch.testing.assert_close(ready(x), other(x), atol=1e-5, rtol=1e-5)
+
+
+def test_hooks_see_what_a_block_gave() -> None:
+    model = narrow_u2net()
+    seen: list[torch.Tensor] = []
+    x = torch.rand(1, 3, 20, 30)
+    for candidate in (model, optimize_for_inference(model, "fp32")):
+        candidate.encode_modules[0].decode_modules[-1].register_forward_hook(lambda m, a, output: seen.append(output))
+        candidate(x)
+    torch.testing.assert_close(*seen, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("checked", "fast", "expected"),
     [
@@ -115,12 +158,16 @@ def test_gradients_of_the_picture_are_right() -> None:
 def test_auto_is_narrow_where_that_was_checked_and_is_fast(
     monkeypatch: pytest.MonkeyPatch, checked: tuple[str, ...] | None, fast: set[torch.dtype], expected: torch.dtype
 ) -> None:
-    model = narrow_u2net()
-    record = segzoo.get_weights("u2net_lite.duts")
-    model.weights = None if checked is None else dataclasses.replace(record, precision_ok=checked)
+    model = segzoo.u2net_lite()
+    assert model.weights is not None
+    model.weights = None if checked is None else dataclasses.replace(model.weights, precision_ok=checked)
     monkeypatch.setattr(optimize, "is_fast", lambda dtype, device: dtype in fast)
     ready = optimize_for_inference(model)
-    assert {p.dtype for p in ready.parameters()} == {expected}
+    assert ready.inference_dtype == expected
+    with torch.no_grad():
+        model.side_modules[0].bias.add_(0.01)  # trained since: nobody checked these
+    assert optimize_for_inference(model).inference_dtype == torch.float32
+    assert segzoo.u2net_lite(num_classes=2).checked_precisions() == ()
     assert ready(torch.rand(1, 3, 20, 30)).isfinite().all()  # of float32, whatever the model is
 
 

@@ -70,7 +70,14 @@ def network(offset: float = 226.4, opset: int = 20) -> Any:
         opset_imports=[onnx.helper.make_opsetid("", opset)],
         ir_version=9,
     )
-    known = {"num_classes": "1", "in_channels": "3", "output": "logits", "license": "Apache-2.0", "threshold": "0.4"}
+    known = {
+        "producer": "segzoo",
+        "num_classes": "1",
+        "in_channels": "3",
+        "output": "logits",
+        "license": "Apache-2.0",
+        "threshold": "0.4",
+    }
     onnx.helper.set_model_props(made, {**known, "preprocessing": json.dumps(asdict(RULE))})
     return onnx.shape_inference.infer_shapes(made)
 

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,6 +30,9 @@ __all__ = [
 SMALLEST = 33  # pixels of either side of an export with free sizes: U²-Net halves five times
 TOLERANCE = 1e-4  # of the range of the outputs
 _TRACED = (2, 96, 128)  # N, H, W; a batch of 1 would be taken for a constant
+_ONE_AT_A_TIME = (
+    threading.RLock()
+)  # torch's exporters are not for several threads, and what is silenced is the process's
 _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
@@ -98,18 +102,19 @@ def single(model: Any) -> Any:
 
 def described(model: Any, output: str) -> dict[str, str]:
     """What goes into a file's metadata: strings all; what is not known is left out."""
-    record = model.weights
+    record, pruned = model.weights, getattr(model, "pruned", False)
     known: dict[str, str | None] = {
         "producer": f"segzoo {__version__}",
         "architecture": model.made_by.architecture if model.made_by else type(model).__name__,
-        "weights": record.name if record else None,
+        "weights": record.name if record and not pruned else None,
+        "pruned": "true" if pruned else None,
         "license": record.license if record else None,
         "classes": json.dumps(model.classes, ensure_ascii=False),
         "num_classes": str(model.num_classes),
         "in_channels": str(model.in_channels),
         "multilabel": json.dumps(getattr(model, "multilabel", None)),
         "preprocessing": json.dumps(asdict(model.preprocessing)),
-        "threshold": str(model.threshold),
+        "threshold": str(float(model.threshold)),
         "score_threshold": str(model.score_threshold) if hasattr(model, "score_threshold") else None,
         "output": output,
     }
@@ -167,6 +172,11 @@ def reason(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Inside the block torch's exporters say nothing: their warnings are for their authors, errors are raised."""
+    with _ONE_AT_A_TIME:
+        yield from _quiet()
+
+
+def _quiet() -> Iterator[None]:
     known = [*_LOGGERS, *logging.root.manager.loggerDict]
     loggers = [logging.getLogger(name) for name in known if name.partition(".")[0] in _LOGGERS]
     levels = [logger.level for logger in loggers]

@@ -20,7 +20,7 @@ _HARM = 0.25  # of an output's standard deviation, by the rounding of one input 
 _SWALLOWED = 0.25  # of a channel's own standard deviation, by its rounding
 _SHARE = 0.5  # of a channel's mean, in those of the summands that it comes from
 
-_CHANNELWISE = ("Relu", "Clip", "LeakyRelu", "HardSwish", "Resize", "MaxPool", "AveragePool", "Identity", "Dropout")
+_MIXING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")  # what makes channels of all that it takes
 _ELEMENTWISE = ("Add", "Sub", "Mul")
 
 Array = NDArray[np.floating[Any]]
@@ -196,8 +196,10 @@ def _trace(
     node = makers.get(tensor)
     if node is None:  # the picture itself
         return
-    if node.op_type in _CHANNELWISE:
-        sources = [(node.input[0], channel)]
+    count = len(channels[tensor].mean) if tensor in channels else 0
+    same = [name for name in node.input if name in channels and len(channels[name].mean) == count]
+    if node.op_type in _MIXING:
+        sources = []
     elif node.op_type == "Concat" and all(name in channels for name in node.input):
         ends = np.cumsum([len(channels[name].mean) for name in node.input])
         which = int(np.searchsorted(ends, channel, side="right"))
@@ -206,8 +208,8 @@ def _trace(
         least = _SHARE * abs(channels[tensor].mean[channel])
         alike = [name for name in node.input if name in channels and channel < len(channels[name].mean)]
         sources = [(name, channel) for name in alike if abs(channels[name].mean[channel]) >= least]
-    else:
-        sources = []
+    else:  # activations, pooling, padding, resizing …
+        sources = [(same[0], channel)] if len(same) == 1 else []
     found.setdefault(node.name, f"{'hands on' if sources else 'makes'} a channel of {size}")
     for name, place in sources:
         _trace(name, place, makers, channels, found, size)

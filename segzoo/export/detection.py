@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from segzoo.export._prepared import TOLERANCE, quiet, reason, single
+from segzoo.models.base import check_positive
 
 __all__ = ["OUTPUTS", "ExportedDetector", "compare_detections", "detector_shapes", "translated_detector"]
 
@@ -87,7 +88,9 @@ def detector_shapes(
         return [(1, channels, *shape) for shape in (_TRACED, (97, 161), (241, 143))]
     if size is None:
         raise ValueError("dynamic=False needs a size, as size=(480, 640)")
-    return [(1, channels, *size)] * 2
+    height, width = size
+    check_positive(height=height, width=width)
+    return [(1, channels, height, width)] * 2
 
 
 def translated_detector(exported: ExportedDetector, shape: tuple[int, ...], dynamic: bool, opset: int) -> Any:

@@ -75,6 +75,10 @@ def to_onnx(
     check_writable(path)
     loaded = opened(model)
     if hasattr(loaded, "roi_heads"):
+        if include_postprocessing:
+            raise ValueError(
+                "include_postprocessing is of logits; a detector's file gives boxes, labels, scores and masks"
+            )
         data, difference = _detector(loaded, dynamic, size, batch, opset)
     else:
         exported = prepared(loaded, include_postprocessing)

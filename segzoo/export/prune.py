@@ -80,12 +80,14 @@ def prune(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"prune takes a torch.nn.Module, got {type(model).__name__}")
-    if not 0 <= amount < 1:
+    if not isinstance(amount, (int, float)) or not 0 <= amount < 1:
         raise ValueError(f"amount is the share of the channels that go, 0 ≤ amount < 1, got {amount!r}")
     for kind, given, known in (("by", by, By), ("scope", scope, Scope)):
         if given not in get_args(known):
             raise unknown_name(kind, given, get_args(known))
     check_positive(round_to=round_to)
+    if any(tensor.is_meta for tensor in model.parameters()):
+        raise ValueError("a model on the meta device has no values to prune by: load its weights first")
     pruned = copy.deepcopy(model)
     if amount == 0:
         return pruned
@@ -231,11 +233,12 @@ def _cut(model: nn.Module, channels: Channels, gone: set[int]) -> None:
 def _check(model: nn.Module, pruned: nn.Module, channels: Channels, gone: set[int], example: Tensor | None) -> None:
     """Compare with the whole model, in which nothing takes these channels: other numbers mean a wrong cut."""
     first: Tensor = next(model.parameters())
-    if first.is_meta:
-        return
-    if first.dtype in (torch.bfloat16, torch.float16):  # whose own rounding is larger than what is looked for
-        model, pruned = (copy.deepcopy(candidate).float() for candidate in (model, pruned))
-        first = first.float()
+    # On the CPU and not in half precision: the rounding of those, and of TF32, is larger than what is looked for.
+    if first.dtype in (torch.bfloat16, torch.float16) or first.device.type != "cpu":
+        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+        model, pruned = (copy.deepcopy(candidate).to("cpu", wide) for candidate in (model, pruned))
+        first = next(model.parameters())
+        example = example if example is None or not example.is_floating_point() else example.to(first)
     masked = copy.deepcopy(model)
     tensors = dict(masked.named_parameters())
     for slot in channels.taken:
@@ -254,6 +257,8 @@ def _check(model: nn.Module, pruned: nn.Module, channels: Channels, gone: set[in
         except Exception as error:
             raise RuntimeError(f"the pruned {type(model).__name__} does not run: {error}") from error
     for expected, got in zip(*outputs):
+        if not expected.is_floating_point():
+            expected, got = expected.double(), got.double()
         spread = (expected.max() - expected.min()).clamp_min(torch.finfo(expected.dtype).tiny)
         difference = (expected - got).abs().max() / spread
         if expected.shape != got.shape or not difference <= _TOLERANCE:

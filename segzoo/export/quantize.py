@@ -122,6 +122,8 @@ def quantize(
     import onnx
 
     check_writable(path)
+    if hasattr(model, "roi_heads") or str(model).startswith("mask_rcnn"):
+        raise ValueError("a detector is not quantized: expected a model that gives logits")
     pictures = _chosen(calibration_pictures, most)
     with tempfile.TemporaryDirectory() as folder:
         original = Path(os.fspath(model)) if is_onnx(model) else Path(folder) / "float.onnx"  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ class Known(NamedTuple):
 
 def said_of(metadata: Mapping[str, str], name: str) -> Known | None:
     """What the metadata of ``segzoo.export`` say; None of a file without."""
-    if not metadata.keys() & {"preprocessing", "output"}:
+    if not metadata.get("producer", "").startswith("segzoo"):  # others may have keys of the same names
         return None
     try:
         rule = json.loads(metadata.get("preprocessing", "null"))
@@ -44,6 +44,8 @@ def said_of(metadata: Mapping[str, str], name: str) -> Known | None:
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} says of itself what cannot be read ({error}): export it again") from None
+    if known.output == "detections":
+        raise ValueError(f"{name} finds instances, which the Predictor runs in torch only")
     if known.output not in (None, *OUTPUTS):
         raise ValueError(f"{name} says that its output is {known.output!r}, expected logits or probabilities")
     return known

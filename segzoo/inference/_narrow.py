@@ -7,7 +7,6 @@ those that take it everything stays in float32; all else becomes narrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from segzoo.models.base import SegmentationModel
 
-__all__ = ["Chains", "cast_inputs_to", "find_chains", "find_sensitive", "narrow"]
+__all__ = ["CastInputs", "Chains", "find_chains", "find_sensitive", "narrow"]
 
 _HARM = 0.25  # of an output's standard deviation, by the rounding of one input channel: others add up to less
 _SWALLOWED = 0.25  # of a channel's own standard deviation, by its rounding
@@ -131,22 +130,28 @@ def narrow(model: SegmentationModel, dtype: torch.dtype, chains: Chains) -> None
     for module in model.modules():
         parameters = list(module.parameters(recurse=False))
         if parameters:
-            module.register_forward_pre_hook(cast_inputs_to(parameters[0].dtype))
+            module.register_forward_pre_hook(CastInputs(parameters[0].dtype), with_kwargs=True)
         if module in chains.takers and module not in chains.makers:
-            module.register_forward_hook(_cast_output_to(dtype))
+            module.register_forward_hook(_CastOutput(dtype))
 
 
-def cast_inputs_to(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    """A module's pre-hook that casts what is floating point."""
+class CastInputs:
+    """A module's pre-hook that casts what is floating point; a class, as functions in functions cannot be pickled."""
 
-    def cast(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
 
-    return cast
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the module is given instead."""
+        return tuple(map(self._cast, args)), {name: self._cast(x) for name, x in kwargs.items()}
+
+    def _cast(self, x: Any) -> Any:
+        return x.to(self.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def _cast_output_to(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    def cast(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output.to(dtype)
+class _CastOutput:
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
 
-    return cast
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.to(self.dtype)

@@ -53,8 +53,8 @@ def evaluate(
     Args:
         predictions: A folder of predictions, or one; with a ``model``, of pictures.
         masks: A folder of masks, or one.
-        model: A name, a ``.onnx`` file, a model or a ``Predictor``, to predict with. Salient objects are scored as
-            ``Prediction.evaluation_map`` has them, or unstretched if ``normalize`` says so.
+        model: A name, a ``.onnx`` file, a model (these in float32) or a ``Predictor``, to predict with. Salient objects
+            are scored as ``Prediction.evaluation_map`` has them, or unstretched if ``normalize`` says so.
         num_classes: Of label maps. None: that of the model or of ``class_names``, else salient objects.
         class_names: Of label maps; the model's own by default.
         ignore_index: The label in the masks that does not count; ``"auto"``: none with one class, else 255.
@@ -88,7 +88,7 @@ def evaluate(
         raise ValueError(f"workers must be at least 1, got {workers}")
     # Before the model, whose weights may have to come from afar.
     found = pair_files(predictions, masks, recursive=recursive, what="prediction" if model is None else "picture")
-    predictor = None if model is None else model if isinstance(model, Predictor) else Predictor(model)
+    predictor = model if isinstance(model, Predictor) or model is None else _predictor_of(model)
     if predictor is not None:
         num_classes, class_names = _classes_of(predictor, num_classes, class_names)
     elif num_classes is None and class_names is not None:
@@ -221,6 +221,12 @@ def _classes_of(
     if several and class_names is None:
         class_names = model.classes
     return (model.num_classes if several else num_classes), class_names
+
+
+def _predictor_of(model: str | os.PathLike[str] | nn.Module | FileModel) -> Predictor:
+    """In float32, as the figures are that others publish."""
+    own = isinstance(model, FileModel) or getattr(model, "inference_dtype", None) is not None
+    return Predictor(model, precision="auto" if own else "fp32")
 
 
 def _name_of(model: str | os.PathLike[str] | nn.Module | FileModel | Predictor | None) -> str | None:

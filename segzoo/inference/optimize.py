@@ -13,7 +13,7 @@ from segzoo._errors import unknown_name
 from segzoo.inference._allocator import tune_allocator as _tune_allocator
 from segzoo.inference._devices import DTYPES, Precision, find_device, is_fast
 from segzoo.inference._fused import fuse_activations
-from segzoo.inference._narrow import cast_inputs_to, find_chains, narrow
+from segzoo.inference._narrow import CastInputs, find_chains, narrow
 from segzoo.layers import ConvNormAct, FrozenBatchNorm
 from segzoo.layers.trace import trace_pairs
 from segzoo.models.base import SegmentationModel
@@ -102,8 +102,8 @@ def optimize_for_inference(
     Args:
         model: It stays as it is, but for ``in_place``.
         precision: Of its parameters, and so of its computation: ``"fp32"``, ``"bf16"`` or ``"fp16"``; or ``"auto"``, a
-            narrow one where the record of the model's weights says that it was checked (``precision_ok``) and the
-            device computes in it.
+            narrow one where the record of the model's weights says that it was checked (``precision_ok``), they are
+            still the published ones, and the device computes in it.
         device: Where the copy goes: ``"auto"`` (a GPU where there is one) or a torch device, which must be there.
         compile: Whether to run it through ``torch.compile`` too: tens of seconds at the first picture of a size. On a
             GPU with its autotuning and CUDA graphs, which pays for many pictures of one size.
@@ -137,13 +137,13 @@ def optimize_for_inference(
 
 def _make_ready(model: SegmentationModel, dtype: torch.dtype, device: torch.device) -> None:
     fold_norms(model)
-    model.fuse_for_inference()
     model.to(device=device).to(memory_format=torch.channels_last)
     if dtype == torch.float32:
         model.to(dtype)
     else:
         narrow(model, dtype, find_chains(model, torch.finfo(dtype).eps / 2))
-        model.register_forward_pre_hook(cast_inputs_to(dtype))  # so that nobody has to ask what it became
+        model.register_forward_pre_hook(CastInputs(dtype), with_kwargs=True)  # so that nobody has to ask what it became
+    model.fuse_for_inference()  # after that: what is fused is not seen by who looks at its parts
     fuse_activations(model)
     model.inference_dtype = dtype
 
@@ -165,7 +165,7 @@ def chosen_dtype(precision: str, model: SegmentationModel, device: torch.device)
         return made
     if precision != "auto":
         return DTYPES[precision]
-    checked = model.weights.precision_ok if model.weights else ()
+    checked = model.checked_precisions()
     return next(
         (DTYPES[name] for name in ("bf16", "fp16") if name in checked and is_fast(DTYPES[name], device)), torch.float32
     )

@@ -75,7 +75,7 @@ class Prediction:
     def scores(self, scores: Tensor | NDArray[np.float32]) -> None:
         for cached in ("probabilities", "mask"):
             self.__dict__.pop(cached, None)
-        self._scores = scores
+        self._scores = scores if isinstance(scores, np.ndarray) else scores.detach().float().cpu()
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:

@@ -42,9 +42,9 @@ class Predictor:
             saved model, or a model of this library, which is copied and stays as it is. A detector
             (``mask_rcnn_resnet50_fpn``) gives an ``InstancePrediction`` for each picture. Or the path to a ``.onnx``
             file, or a ``FileModel``.
-        backend: What runs it: ``"torch"``, ``"onnxruntime"`` or ``"openvino"``, with the same predictions. For the
-            latter two a model that is no ``.onnx`` file yet is exported first, which takes seconds: ``segzoo export``
-            makes a file once. None: onnxruntime for a ``.onnx`` file, else torch.
+        backend: What runs it: ``"torch"``, ``"onnxruntime"`` or ``"openvino"``, with torch's float32 predictions. For
+            the latter two a model that is no ``.onnx`` file yet is exported first, which takes seconds: ``segzoo
+            export`` makes a file once. None: onnxruntime for a ``.onnx`` file, else torch.
         device: ``"auto"`` (a CUDA GPU, else Apple's, else the CPU) or a torch device, which must be there. Of other
             backends see ``FileModel``.
         precision: ``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"auto"``: a narrow one where the record of the weights says

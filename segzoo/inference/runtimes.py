@@ -205,7 +205,9 @@ class FileModel:
             taken, got = (f"{height}×{width}" for height, width in (self.size, x.shape[2:]))
             raise ValueError(f"{self.name} takes {taken} pixels only, got {got}")
         x = np.require(x, np.float32, ["C"])
-        at_once = self.batch or max(len(x), 1)
+        if not len(x):
+            return np.zeros((0, self.num_classes, *x.shape[2:]), np.float32)
+        at_once = self.batch or len(x)
         parts = [self._run_some(x[i : i + at_once], at_once) for i in range(0, len(x), at_once)]
         found = np.concatenate(parts) if len(parts) != 1 else parts[0]
         if found.shape[:2] != (len(x), self.num_classes) or found.ndim != 4:
@@ -284,6 +286,8 @@ def exported(
     started = time.monotonic()
     export = importlib.import_module("segzoo.export")  # late: it imports from this package
     name = model if isinstance(model, str) else type(model).__name__
+    if hasattr(model, "roi_heads") or name.startswith("mask_rcnn"):
+        raise ValueError(f"{name} finds instances, which run in backend 'torch' only")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export.to_onnx(model, path)

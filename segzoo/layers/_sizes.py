@@ -80,5 +80,7 @@ def fit(model: nn.Module, usual: Mapping[str, Tensor], saved: Mapping[str, Tenso
             sizes = zip(tensor.shape, usual[name].shape, saved[name].shape)
             shape = [own if old == new else new for own, old, new in sizes]
             if shape != list(tensor.shape):
-                resized[name] = tensor.detach().new_zeros(shape)
+                part = tensor.detach()[tuple(slice(length) for length in shape)]  # fresh heads stay as they begin
+                grown = [max(new - old, 0) for new, old in zip(shape, part.shape)]
+                resized[name] = part.clone() if not any(grown) else part.new_zeros(shape)
     assign(model, resized)

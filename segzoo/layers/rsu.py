@@ -62,7 +62,8 @@ class _ResidualU(nn.Module):
             if self.pool is not None and i > 0:
                 x = resize_to(x, skip)
             x = decode(torch.cat([x, skip], 1))
-        overwrite = self.in_place and not (torch.is_grad_enabled() and x.requires_grad)
+        looked_at = len(self.decode_modules[-1]._forward_hooks) > 0 or (torch.is_grad_enabled() and x.requires_grad)
+        overwrite = self.in_place and x.dtype == residual.dtype and not looked_at
         return x.add_(residual) if overwrite else x + residual
 
 

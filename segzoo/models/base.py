@@ -111,6 +111,7 @@ class SegmentationModel(Pretrained, nn.Module):
         self.threshold = 0.5
         self.classes: tuple[str, ...] | None = None
         self._warned = False
+        self._published: tuple[float, float] | None = None  # the fingerprint of a checkpoint that came in unchanged
         self.inference_dtype: torch.dtype | None = None  # what optimize_for_inference made it, once it has
 
     def stems(self) -> list[str]:
@@ -132,6 +133,12 @@ class SegmentationModel(Pretrained, nn.Module):
 
         Outputs agree but for rounding; state-dict keys stay. The model can no longer be trained.
         """
+
+    def checked_precisions(self) -> tuple[str, ...]:
+        """The precisions that the weights were checked in, as long as they are the published ones; of others none."""
+        if self.weights is None or self._published is None or self._published != _fingerprint(self):
+            return ()
+        return self.weights.precision_ok
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError or TypeError unless ``x`` is a float tensor ``[N, in_channels, H, W]``."""
@@ -288,6 +295,9 @@ def build_model(
     model.started_from = origin_of(weights)
     if record is not None:
         model.weights = record
+        unchanged = model.num_classes == record.num_classes and in_channels == record.in_channels and norm == "batch"
+        if unchanged and {"bf16", "fp16"} & set(record.precision_ok):
+            model._published = _fingerprint(model)
         model.preprocessing = record.preprocessing.for_channels(in_channels)
         model.threshold = record.threshold
         model.classes = (record.classes or None) if model.num_classes == record.num_classes else None
@@ -298,6 +308,13 @@ def build_model(
     return model
 
 
+@torch.no_grad()
+def _fingerprint(model: nn.Module) -> tuple[float, float]:
+    """What changes when weights are trained, or are others."""
+    tensors = [x.double() for x in model.state_dict().values() if x.is_floating_point() and not x.is_meta]
+    return sum(float(x.sum()) for x in tensors), sum(float(x.abs().sum()) for x in tensors)
+
+
 def _as_saved(saved: SavedModel, num_classes: int | None, in_channels: int, norm: Norm) -> bool:
     """Whether the caller wants nothing of a saved model changed: its weights must then fit its own description."""
     same = num_classes in (None, saved.num_classes) and in_channels == saved.in_channels
@@ -306,10 +323,16 @@ def _as_saved(saved: SavedModel, num_classes: int | None, in_channels: int, norm
 
 def _prune_as(model: SegmentationModel, saved: SavedModel, state: StateDict, arguments: Mapping[str, Any]) -> None:
     """Give a new model the channels of a saved one; heads and stem keep those that the caller wants."""
+    kinds = (saved.arguments.get("norm", "batch"), arguments["norm"])
+    if kinds[0] != kinds[1] and not all(kind in _BATCH_NORMS for kind in kinds):
+        raise ValueError(f"a pruned model keeps its kind of norm, {kinds[0]!r}: got norm={kinds[1]!r}")
     with torch.device("meta"):
         usual = type(model)(num_classes=saved.num_classes, in_channels=saved.in_channels, **arguments)
     fit(model, usual.state_dict(), state)
     model.pruned = True
+
+
+_BATCH_NORMS = ("batch", "sync_batch", "frozen_batch")
 
 
 def _without_counters(state: StateDict) -> StateDict:

@@ -178,7 +178,8 @@ class U2Net(NestedU):
     def fuse_for_inference(self) -> None:
         """As ``NestedU``'s, and in eval mode the side heads are one with their fusion."""
         super().fuse_for_inference()
-        self.fused_sides = FusedSides([cast(nn.Conv2d, side) for side in self.side_modules], self.out_conv)
+        _fuse_sides(self)
+        self.register_load_state_dict_post_hook(_fuse_sides)  # what is fused are copies
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """``[N, in_channels, H, W]`` to logits ``[N, num_classes, H, W]``; to a list of them in train mode."""
@@ -189,6 +190,12 @@ class U2Net(NestedU):
         maps = self.side_maps(features, x)
         fused: Tensor = self.out_conv(maps)
         return [fused, *maps] if self.training else fused
+
+
+def _fuse_sides(model: U2Net, missing: object = None) -> None:
+    heads = (*model.side_modules, model.out_conv)
+    if all(head.weight.dtype == heads[0].weight.dtype for head in heads):  # else some must stay wide
+        model.fused_sides = FusedSides([cast(nn.Conv2d, side) for side in model.side_modules], model.out_conv)
 
 
 @register_model("salient")
