@@ -170,7 +170,11 @@ def main() -> None:
                 print(f"{row:38}{one['ms']:8.1f}{one['times_as_fast']:10.2f}")
     print(machine())
     if args.json:
-        results = {name: before[name] for name in ("accuracy", "speed") if name in before}
+        results = {
+            name: before[name]
+            for name in ("accuracy", "accuracy_settings", "speed", "speed_settings")
+            if name in before
+        }
         results |= {"model": args.model, args.part: {**before.get(args.part, {}), **found}}
         results[f"{args.part}_settings"] = {"threads": args.threads, "calibration_pictures": len(pictures)}
         write_results(args.json, results, seed=0, peers=["onnxruntime", "openvino", "onnx"], kept=before)
