@@ -125,11 +125,14 @@ def test_a_program_gives_the_models_numbers(name: str, tmp_path: Path) -> None:
     program = torch.export.load(path, extra_files=files)
     assert json.loads(files["segzoo.json"])["num_classes"] == str(model.num_classes)
     assert not any("aux" in key for key in program.state_dict)
+    smallest = 61 if name == "segformer" else 33  # whose attention leaves nothing of fewer, says torch
+    taken = [x for x in inputs(model) if min(x.shape[2:]) >= smallest]
+    assert taken
     with torch.inference_mode():
-        for x in inputs(model):
+        for x in taken:
             same(program.module()(x), model(x))
     if callable(torch.export.Dim.DYNAMIC):
-        with pytest.raises(AssertionError, match="33"):
+        with pytest.raises(AssertionError, match=str(smallest)):
             program.module()(torch.zeros(1, model.in_channels, 32, 40))
 
 

@@ -427,7 +427,7 @@ def test_openvino_is_not_narrowed_unless_asked(tmp_path: Path) -> None:
                 FileModel(path, "openvino", precision=precision)
             continue
         file = FileModel(path, "openvino", precision=precision)
-        hint = str(file._session._for_size((8, 8))._compiled._compiled.get_property("INFERENCE_PRECISION_HINT"))
+        hint = str(file._session._for_size((8, 8))._compiled.get_property("INFERENCE_PRECISION_HINT"))
         assert ("bf16" in hint or "bfloat16" in hint) == (precision == "bf16")
         assert file.precision == ("bfloat16" if precision == "bf16" else "float32")
 

@@ -136,9 +136,11 @@ def traced_shape(model: Any, dynamic: bool, size: tuple[int, int] | None, batch:
     return (batch, model.in_channels, height, width)
 
 
-def compared_shapes(traced: tuple[int, int, int, int], dynamic: bool) -> list[tuple[int, int, int, int]]:
+def compared_shapes(
+    traced: tuple[int, int, int, int], dynamic: bool, smallest: int = SMALLEST
+) -> list[tuple[int, int, int, int]]:
     """Shapes to compare on: two that were not traced, of odd sizes and other batches; or only the traced one."""
-    return [(1, traced[1], 97, 161), (3, traced[1], 65, 47)] if dynamic else [traced]
+    return [(1, traced[1], 97, 161), (3, traced[1], max(65, smallest), max(47, smallest))] if dynamic else [traced]
 
 
 def noise(shape: tuple[int, ...]) -> Tensor:

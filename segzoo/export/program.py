@@ -48,7 +48,8 @@ def to_program(
         model: A name (``"u2net_lite"``), ``"local-dir:PATH"``, ``"hf-hub:org/repo"``, or a model; it stays as it is.
         path: A ``.pt2`` file to write, or None. What is known of the model is in it as ``segzoo.json``:
             ``torch.export.load(path, extra_files=files)`` puts it into ``files = {"segzoo.json": ""}``.
-        dynamic: Whether N is free, and H and W from 33 pixels on; else ``batch`` and ``size`` are fixed.
+        dynamic: Whether N is free, and H and W from 33 pixels on (a SegFormer's from 61, as the program's
+            ``range_constraints`` say); else ``batch`` and ``size`` are fixed.
         size: Height and width of a program that is not dynamic. None: those of the model's preprocessing.
         batch: N of a program that is not dynamic.
         include_postprocessing: Whether a sigmoid or softmax is part of it.
@@ -80,7 +81,7 @@ def to_program(
             written.seek(0)
             program = torch.export.load(written)
         module = program.module()
-        for shape in compared_shapes(traced, dynamic):
+        for shape in compared_shapes(traced, dynamic, _smallest(program)):
             x = noise(shape)
             compare(f"the program at {shape[2]}×{shape[3]}", exported(x), _run(module, x))
     if path is not None:
@@ -110,6 +111,11 @@ def captured(exported: Exported, traced: tuple[int, ...], dynamic: bool) -> Expo
 def _at_least(pixels: int) -> Any:
     """A free size with a lower bound, where torch has such: 2.6 finds bounds by itself."""
     return Dim.DYNAMIC(min=pixels) if callable(Dim.DYNAMIC) else Dim.DYNAMIC
+
+
+def _smallest(program: ExportedProgram) -> int:
+    """Of either side: more than was asked for where the network's own steps leave nothing of so few pixels."""
+    return max([SMALLEST, *(int(bounds.lower) for bounds in program.range_constraints.values())])
 
 
 def _run(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
