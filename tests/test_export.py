@@ -132,7 +132,7 @@ def test_a_program_gives_the_models_numbers(name: str, tmp_path: Path) -> None:
         for x in taken:
             same(program.module()(x), model(x))
     if callable(torch.export.Dim.DYNAMIC):
-        with pytest.raises(AssertionError, match=str(smallest)):
+        with pytest.raises(AssertionError, match="33|61"):
             program.module()(torch.zeros(1, model.in_channels, 32, 40))
 
 
