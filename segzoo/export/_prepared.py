@@ -140,7 +140,7 @@ def compared_shapes(
     traced: tuple[int, int, int, int], dynamic: bool, smallest: int = SMALLEST
 ) -> list[tuple[int, int, int, int]]:
     """Shapes to compare on: two that were not traced, of odd sizes and other batches; or only the traced one."""
-    return [(1, traced[1], 97, 161), (3, traced[1], max(65, smallest), max(47, smallest))] if dynamic else [traced]
+    return [(1, traced[1], 97, 161), (3, traced[1], max(65, smallest), max(79, smallest))] if dynamic else [traced]
 
 
 def noise(shape: tuple[int, ...]) -> Tensor:

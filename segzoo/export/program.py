@@ -48,8 +48,8 @@ def to_program(
         model: A name (``"u2net_lite"``), ``"local-dir:PATH"``, ``"hf-hub:org/repo"``, or a model; it stays as it is.
         path: A ``.pt2`` file to write, or None. What is known of the model is in it as ``segzoo.json``:
             ``torch.export.load(path, extra_files=files)`` puts it into ``files = {"segzoo.json": ""}``.
-        dynamic: Whether N is free, and H and W from 33 pixels on (a SegFormer's from 61, as the program's
-            ``range_constraints`` say); else ``batch`` and ``size`` are fixed.
+        dynamic: Whether N is free, and H and W from 33 pixels on (a SegFormer's and an IS-Net's from 65: torch
+            guards their programs against fewer); else ``batch`` and ``size`` are fixed.
         size: Height and width of a program that is not dynamic. None: those of the model's preprocessing.
         batch: N of a program that is not dynamic.
         include_postprocessing: Whether a sigmoid or softmax is part of it.
