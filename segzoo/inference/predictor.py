@@ -126,7 +126,7 @@ class Predictor:
         import torch
 
         from segzoo.inference._devices import find_device
-        from segzoo.inference.optimize import chosen_dtype, optimize_for_inference
+        from segzoo.inference.optimize import optimize_for_inference
         from segzoo.models.base import SegmentationModel
         from segzoo.registry import create_model
 
@@ -135,8 +135,8 @@ class Predictor:
         self.finds_instances = hasattr(loaded, "roi_heads") and hasattr(loaded, "score_threshold")
         if isinstance(loaded, SegmentationModel):
             own = loaded is not model  # nobody else has it
-            self.dtype = chosen_dtype(precision, loaded, self.device)
             self.model = optimize_for_inference(loaded, precision, device=self.device, in_place=own, **options)
+            self.dtype = self.model.inference_dtype
         elif self.finds_instances:
             self.dtype = torch.float32
             if precision not in ("auto", "fp32") or self.min_max or not self.views.plain or options["compile"]:
